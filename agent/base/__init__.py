@@ -1,0 +1,1 @@
+"""What every room stands on: errors, undo, the shell, configuration. Knows nothing of Docker, MQTT or peers."""

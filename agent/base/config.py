@@ -1,0 +1,117 @@
+"""The agent's settings: /etc/transship/agent.toml, and TRANSSHIP_* in the environment over it. All deadlines are here."""
+
+import os
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+
+from protocol.base import HostName
+
+DEFAULT_FILE = Path("/etc/transship/agent.toml")
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Broker(_Section):
+    """The MQTT broker."""
+
+    host: str = "localhost"
+    port: int = 8883
+    tls: bool = True
+    ca: Path | None = Path("/etc/transship/pki/ca.crt")
+    username: str | None = None
+    password_file: Path | None = None
+    password: str | None = Field(default=None, repr=False)
+
+
+class PeerLink(_Section):
+    """The HTTPS link between agents."""
+
+    listen: str = "0.0.0.0"  # noqa: S104 - every caller must show a certificate of an allowed peer
+    port: int = 7443
+    address: str = ""
+    """Name or address that peers reach this host at; empty: the host's name."""
+    ca: Path = Path("/etc/transship/pki/ca.crt")
+    certificate: Path = Path("/etc/transship/pki/host.crt")
+    key: Path = Path("/etc/transship/pki/host.key")
+    allow: Annotated[tuple[HostName, ...], Field()] = ()
+    """Common names that may be a source or target for this host; empty allows none."""
+
+
+class Limits(_Section):
+    """What the host gives to migrations."""
+
+    migrations: int = 4
+    memory_reserve_bytes: int = 256 << 20
+    """Left free on the target beside the images and the container itself."""
+    disk_reserve_bytes: int = 512 << 20
+
+
+class Deadlines(_Section):
+    """Seconds. A deadline before the decision takes the move back; there is none after it."""
+
+    connect: float = 5.0
+    offer: float = 30.0
+    stage: float = 120.0
+    idle: float = 30.0
+    """Without a byte on a stream."""
+    freeze: float = 10.0
+    dump: float = 300.0
+    prepare: float = 120.0
+    go: float = 15.0
+    ask_again: float = 1.0
+    """Pause between two questions for the decision, or two attempts at telling it."""
+    docker: float = 60.0
+
+
+class Settings(BaseSettings):
+    """Everything that can be configured; a field's name is its key in agent.toml."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="TRANSSHIP_", env_nested_delimiter="__", extra="forbid", frozen=True, env_ignore_empty=True
+    )
+    file: ClassVar[Path] = DEFAULT_FILE
+
+    host: HostName = os.uname().nodename.split(".")[0].lower()
+    docker: str = "unix:///run/docker.sock"
+    broker: Broker = Broker()
+    peer: PeerLink = PeerLink()
+    limits: Limits = Limits()
+    deadlines: Deadlines = Deadlines()
+    state_dir: Path = Path("/var/lib/transship")
+    """The journal."""
+    run_dir: Path = Path("/run/transship")
+    """Hand-over folders; must be on a tmpfs of the host."""
+    runtime: str = "transship"
+    """The name under which dockerd knows the runtime."""
+    network_policy: Literal["create", "require"] = "create"
+    bind_copy: tuple[Path, ...] = ()
+    """Folders below which the content of a bind mount may be written for a peer; others must be there."""
+    log_json: bool = False
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return (init_settings, env_settings, TomlConfigSettingsSource(settings_cls, toml_file=cls.file))
+
+
+def load(path: Path = DEFAULT_FILE) -> Settings:
+    """Read the settings.
+
+    Raises:
+        pydantic.ValidationError: a key is unknown or a value is out of shape; names it.
+
+    """
+    located = type("Settings", (Settings,), {"file": path, "__module__": __name__})
+    settings: Settings = located()
+    return settings

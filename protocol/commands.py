@@ -1,0 +1,125 @@
+"""What a controller may ask of a host's agent, and the replies it gets.
+
+Commands go to `topics.command(host)` at QoS 1 with an MQTT 5 response topic and correlation data. A command is
+idempotent by its id: sent twice, it is done once, and the second one gets the first one's reply.
+"""
+
+from enum import StrEnum
+from typing import Annotated, Literal
+
+from pydantic import Field, TypeAdapter
+
+from protocol.base import PROTOCOL_VERSION, CommandId, ContainerRef, HostName, MigrationId, Timestamp, WireModel
+from protocol.errors import ErrorInfo
+from protocol.status import MigrationReport
+
+
+class Strategy(StrEnum):
+    """How memory gets across."""
+
+    AUTO = "auto"
+    COLD = "cold"  # freeze, dump, stream while dumping, restore
+
+
+class TcpPolicy(StrEnum):
+    """What becomes of established TCP connections."""
+
+    AUTO = "auto"  # keep where every address moves along, else close
+    KEEP = "keep"
+    CLOSE = "close"
+    REFUSE = "refuse"  # no move while there are any
+
+
+class SourcePolicy(StrEnum):
+    """What becomes of the stopped container at the source once the move is done."""
+
+    REMOVE = "remove"
+    KEEP = "keep"  # renamed to NAME.moved-<migration>, stopped, restart policy "no"
+
+
+class _Command(WireModel):
+    version: Literal[1] = PROTOCOL_VERSION
+    id: CommandId
+    """Chosen by the controller; the key of idempotence."""
+    expires_at: Timestamp | None = None
+    """Not begun after this moment (beside MQTT's own message expiry)."""
+
+
+class Migrate(_Command):
+    """Move one running container from this host to another."""
+
+    kind: Literal["migrate"] = "migrate"
+    container: ContainerRef
+    to: HostName
+    strategy: Strategy = Strategy.AUTO
+    tcp: TcpPolicy = TcpPolicy.AUTO
+    source: SourcePolicy = SourcePolicy.REMOVE
+    max_blackout_ms: int | None = Field(default=None, gt=0, le=86_400_000)
+
+
+class Cancel(_Command):
+    """Take a migration back; refused as too late once it is decided."""
+
+    kind: Literal["cancel"] = "cancel"
+    migration: MigrationId
+
+
+class Resolve(_Command):
+    """A person's word on a migration in doubt, for a peer that never comes back (handover.md, rule 8)."""
+
+    kind: Literal["resolve"] = "resolve"
+    migration: MigrationId
+    decision: Literal["commit", "abort"]
+
+
+class ListMigrations(_Command):
+    """The open migrations in this host's journal."""
+
+    kind: Literal["list-migrations"] = "list-migrations"
+
+
+class Ping(_Command):
+    """Is the agent there, and which version is it?"""
+
+    kind: Literal["ping"] = "ping"
+
+
+Command = Annotated[Migrate | Cancel | Resolve | ListMigrations | Ping, Field(discriminator="kind")]
+COMMAND: TypeAdapter[Migrate | Cancel | Resolve | ListMigrations | Ping] = TypeAdapter(Command)
+
+
+class ReplyKind(StrEnum):
+    """A long command gets two replies: `accepted`, then `finished` or `failed`; a short one only the last."""
+
+    ACCEPTED = "accepted"
+    FINISHED = "finished"
+    FAILED = "failed"
+
+
+class OpenMigration(WireModel):
+    """A line of the journal: a migration that has not ended."""
+
+    id: MigrationId
+    role: Literal["source", "target"]
+    container: str
+    peer: HostName
+    phase: str
+    since: Timestamp
+    doubt: str = ""
+    """Why it needs a person, if it does, and what each answer risks."""
+
+
+class Reply(WireModel):
+    """An agent's answer, sent to the command's response topic with its correlation data."""
+
+    version: Literal[1] = PROTOCOL_VERSION
+    kind: ReplyKind
+    host: HostName
+    command: CommandId | None
+    """None where the command could not be read at all."""
+    at: Timestamp
+    migration: MigrationId | None = None
+    error: ErrorInfo | None = None
+    report: MigrationReport | None = None
+    migrations: tuple[OpenMigration, ...] | None = None
+    agent_version: str | None = None

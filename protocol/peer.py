@@ -1,0 +1,161 @@
+"""What two agents say to each other over the peer link (HTTPS with mutual TLS 1.3).
+
+    POST   /v1/migrations/ID/offer            Offer -> Answer
+    PUT    /v1/migrations/ID/layers           `docker save` tarball of the missing image layers
+    POST   /v1/migrations/ID/stage            container created, its start called, the runtime waits -> Staged
+    PUT    /v1/migrations/ID/files/NAME       tarball: a pass of the writable layer (root), a volume (volume:NAME), the logs (log)
+    PUT    /v1/migrations/ID/images           tarball of CRIU image segments, sent while CRIU still writes
+    POST   /v1/migrations/ID/prepare          Manifest -> Prepared; no manifest, no restore
+    POST   /v1/migrations/ID/go               Go -> Running: the decision was commit
+    POST   /v1/migrations/ID/forget           the source is done with it
+    DELETE /v1/migrations/ID                  discard; idempotent
+    GET    /v1/migrations/ID/decision         asked by the target, answered by the source -> Decision
+
+Errors come back as `protocol.errors.ErrorInfo` with an HTTP status of 4xx or 5xx.
+"""
+
+from enum import StrEnum
+from typing import Any, Literal
+
+from pydantic import JsonValue
+
+from protocol.base import PROTOCOL_VERSION, ContainerId, HostName, MigrationId, WireModel
+from protocol.commands import SourcePolicy, TcpPolicy
+from protocol.status import Engine, PhaseTime
+
+
+class ImageRef(WireModel):
+    """An image by what it is, not by what it is called."""
+
+    name: str
+    """As the container's configuration has it; may be an id."""
+    id: str
+    """The engine's id of it: sha256:... (of the configuration, or of the manifest in the containerd image store)."""
+    diff_ids: tuple[str, ...]
+    """Digests of the uncompressed layers, base first; the same in both image stores."""
+    config: dict[str, JsonValue] = {}
+    """Command, environment and the like of the image: two images with equal layers may differ here."""
+    tags: tuple[str, ...] = ()
+    size: int = 0
+
+
+class Volume(WireModel):
+    """A mount of the container whose content goes along, or must be there."""
+
+    kind: Literal["volume", "bind"]
+    name: str
+    """The volume's name, or for a bind mount the path on the host."""
+    destination: str
+    driver: str = "local"
+    options: dict[str, str] = {}
+    labels: dict[str, str] = {}
+    anonymous: bool = False
+    read_only: bool = False
+    size: int = 0
+
+
+class Network(WireModel):
+    """A network that the container is attached to, and how it may be made again."""
+
+    name: str
+    driver: str
+    create: dict[str, JsonValue] = {}
+    """Body of POST /networks/create that makes the like of it; empty for bridge, host, none."""
+    addresses: tuple[str, ...] = ()
+    """Of the container, with prefix length, IPv4 and IPv6."""
+    mac: str = ""
+
+
+class Offer(WireModel):
+    """What the source wants to hand over: enough for the target to say every reason against it at once."""
+
+    version: Literal[1] = PROTOCOL_VERSION
+    migration: MigrationId
+    source: HostName
+    target: HostName
+    container: str
+    container_id: ContainerId
+    create: dict[str, Any]
+    """Body of POST /containers/create, without runtime and restart policy."""
+    restart_policy: dict[str, JsonValue]
+    """Set on the target once it runs."""
+    image: ImageRef
+    volumes: tuple[Volume, ...] = ()
+    networks: tuple[Network, ...] = ()
+    tcp: TcpPolicy
+    """Never `auto`: the source has resolved it."""
+    memory_bytes: int
+    """Resident memory now; the target reserves room for the images of it."""
+    files_bytes: int
+    tasks: int
+    engine: Engine
+    kernel: str
+    machine: str
+    after: SourcePolicy = SourcePolicy.REMOVE
+
+
+class Answer(WireModel):
+    """The target has reserved; this is what it lacks."""
+
+    missing_layers: tuple[str, ...]
+    image_wanted: bool
+    """Whether anything of the image has to be sent (its configuration, if not layers)."""
+    engine: Engine
+    notes: tuple[str, ...] = ()
+
+
+class Staged(WireModel):
+    """The container is created, its root file system mounted, and the runtime waits for images."""
+
+    container_id: ContainerId
+    notes: tuple[str, ...] = ()
+
+
+class SentPart(WireModel):
+    """One stream as the source sent it."""
+
+    name: str
+    sha256: str
+    bytes: int
+
+
+class FileHash(WireModel):
+    """One CRIU image as it must lie in the target's memory."""
+
+    name: str
+    size: int
+
+
+class Manifest(WireModel):
+    """Sent last: all that must have arrived, or nothing is restored."""
+
+    parts: tuple[SentPart, ...]
+    images: tuple[FileHash, ...]
+    stopped_tasks: tuple[int, ...] = ()
+    """Tasks (pids inside the container) that were stopped by a signal before the freeze, and stay so."""
+    tasks: int
+
+
+class Prepared(WireModel):
+    """Restored, stopped, locked, proved."""
+
+    tasks: int
+    restore_ms: float
+    phases: tuple[PhaseTime, ...]
+
+
+class Running(WireModel):
+    """The container runs on the target."""
+
+    phases: tuple[PhaseTime, ...]
+    notes: tuple[str, ...] = ()
+
+
+class DecisionKind(StrEnum):
+    PENDING = "pending"
+    COMMIT = "commit"
+    ABORT = "abort"
+
+
+class Decision(WireModel):
+    decision: DecisionKind

@@ -1,0 +1,172 @@
+"""What agents say by themselves: host, containers, migrations (all retained), and events."""
+
+from enum import StrEnum
+from typing import Literal
+
+from pydantic import Field
+
+from protocol.base import PROTOCOL_VERSION, ContainerId, HostName, MigrationId, Timestamp, WireModel
+from protocol.errors import ErrorInfo
+
+
+class Phase(StrEnum):
+    """Where a migration is; the words of handover.md, used by both roles."""
+
+    PLANNED = "planned"
+    RESERVED = "reserved"
+    COPYING = "copying"
+    STAGED = "staged"
+    FROZEN = "frozen"
+    RESTORING = "restoring"
+    PREPARED = "prepared"
+    COMMITTED = "committed"
+    RUNNING = "running"
+    DONE = "done"
+    REFUSED = "refused"
+    ROLLED_BACK = "rolled-back"
+    DISCARDED = "discarded"
+    STRANDED = "stranded"
+
+
+ENDED = frozenset({Phase.DONE, Phase.REFUSED, Phase.ROLLED_BACK, Phase.DISCARDED, Phase.STRANDED})
+
+
+class Engine(WireModel):
+    """The container engine of a host, and the tools that checkpoint with it."""
+
+    docker: str
+    """Docker's version, empty while dockerd does not answer."""
+    api: str = ""
+    runc: str = ""
+    criu: str = ""
+    """CRIU's version, empty where there is none."""
+    storage_driver: str = ""
+    image_store: Literal["graphdriver", "containerd", ""] = ""
+    cgroup_version: Literal[1, 2] = 2
+    userns_remap: bool = False
+    runtime_registered: bool = False
+    """Whether dockerd knows the runtime `transship`."""
+
+
+class HostStatus(WireModel):
+    """Retained at `topics.host_status(host)`; the last will says `online: false`."""
+
+    version: Literal[1] = PROTOCOL_VERSION
+    host: HostName
+    online: bool
+    at: Timestamp | None = None
+    agent_version: str = ""
+    protocols: tuple[int, ...] = (PROTOCOL_VERSION,)
+    peer_url: str = ""
+    """Where peers reach this agent: https://NAME-OR-ADDRESS:PORT."""
+    engine: Engine | None = None
+    kernel: str = ""
+    machine: str = ""
+    cpus: int = 0
+    memory_bytes: int = 0
+    memory_free_bytes: int = 0
+    running: int = 0
+    migrations: int = 0
+
+
+class ContainerStatus(WireModel):
+    """Retained at `topics.container_status(host, id)`; cleared when the container is removed."""
+
+    version: Literal[1] = PROTOCOL_VERSION
+    host: HostName
+    id: ContainerId
+    name: str
+    image: str
+    state: str
+    """Docker's word: created, running, paused, restarting, removing, exited, dead."""
+    health: str = ""
+    labels: dict[str, str] = {}
+    migration: MigrationId | None = None
+
+
+class PhaseTime(WireModel):
+    """When a phase was entered, in milliseconds since the migration began."""
+
+    phase: Phase
+    at_ms: float
+
+
+class Part(WireModel):
+    """Bytes of one thing that was carried over, and whether the container was frozen meanwhile."""
+
+    name: str
+    bytes: int
+    frozen: bool
+    ms: float
+
+
+class MigrationReport(WireModel):
+    """The last word on a migration."""
+
+    phases: tuple[PhaseTime, ...]
+    target_phases: tuple[PhaseTime, ...] = ()
+    """On the target's own clock: milliseconds since it took the offer."""
+    parts: tuple[Part, ...] = ()
+    blackout_ms: float | None = None
+    """From the freeze to the target's word that the tasks run; None where it never froze."""
+    total_ms: float = 0
+    freeze_ms: float | None = None
+    dump_ms: float | None = None
+    restore_ms: float | None = None
+    strategy: str = ""
+    reason: str = ""
+    tcp: str = ""
+    notes: tuple[str, ...] = ()
+    """What is not exactly as before, each a sentence."""
+
+
+class MigrationStatus(WireModel):
+    """Retained at `topics.migration_status(id)`, published by the source."""
+
+    version: Literal[1] = PROTOCOL_VERSION
+    id: MigrationId
+    container: str
+    container_id: ContainerId
+    source: HostName
+    target: HostName
+    phase: Phase
+    sequence: int = Field(ge=0)
+    """Goes up by one with each message; a lower one is stale."""
+    started_at: Timestamp
+    at: Timestamp
+    strategy: str = ""
+    part: str = ""
+    """What is being sent just now."""
+    bytes_sent: int = 0
+    bytes_total: int | None = None
+    """An estimate that grows better; None before anything is known."""
+    rate: float = 0
+    """Bytes a second, over about the last second."""
+    eta_s: float | None = None
+    error: ErrorInfo | None = None
+    report: MigrationReport | None = None
+
+
+class DecisionNotice(WireModel):
+    """Retained at `topics.decision(id)`: the source's one decision, the second way for a target to learn it."""
+
+    version: Literal[1] = PROTOCOL_VERSION
+    migration: MigrationId
+    source: HostName
+    target: HostName
+    decision: Literal["commit", "abort"]
+    at: Timestamp
+
+
+class Event(WireModel):
+    """Something that happened, not retained, at `topics.events(host)`."""
+
+    version: Literal[1] = PROTOCOL_VERSION
+    host: HostName
+    at: Timestamp
+    kind: str
+    """For containers Docker's own action (start, die, rename, ...); agent-started, migration-ended, ..."""
+    container: str = ""
+    container_id: str = ""
+    migration: MigrationId | None = None
+    detail: dict[str, str] = {}
