@@ -1,4 +1,4 @@
-"""The agent's settings: /etc/transship/agent.toml, and TRANSSHIP_* in the environment over it. All deadlines are here."""
+"""The settings: /etc/transship/agent.toml, and TRANSSHIP_* in the environment over it. All deadlines are here."""
 
 import os
 from pathlib import Path
@@ -84,8 +84,6 @@ class Settings(BaseSettings):
     deadlines: Deadlines = Deadlines()
     state_dir: Path = Path("/var/lib/transship")
     """The journal."""
-    run_dir: Path = Path("/run/transship")
-    """Hand-over folders; must be on a tmpfs of the host."""
     runtime: str = "transship"
     """The name under which dockerd knows the runtime."""
     network_policy: Literal["create", "require"] = "create"

@@ -14,18 +14,27 @@ log = logging.getLogger("agent.undo")
 STEP_SECONDS = 60.0
 """Deadline of one undo step: longer than Docker's own stop and remove take together."""
 
+GRACE_SECONDS = 10.0
+"""Given to a step that is past its deadline to end after its cancel; then the others go on without it."""
+
 
 class Undo:
     """`async with Undo() as undo:` - on any exception, a cancel included, the steps run last-first.
 
-    They run in a task of their own, shielded: a second cancel only waits for them. A step that fails does not stop
-    the others; it becomes a note on the exception and an entry in `failed`.
+    They run in tasks of their own, shielded: a second cancel only waits for them. A step that fails, hangs or is
+    itself cancelled does not stop the others; it becomes a note on the exception and an entry in `failed`.
     """
 
-    def __init__(self, step_seconds: float = STEP_SECONDS) -> None:
+    def __init__(
+        self,
+        step_seconds: float = STEP_SECONDS,
+        grace_seconds: float = GRACE_SECONDS,
+        failed: list[str] | None = None,
+    ) -> None:
         self._steps: list[tuple[str, Callable[[], Awaitable[object]]]] = []
         self._step_seconds = step_seconds
-        self.failed: list[str] = []
+        self._grace_seconds = grace_seconds
+        self.failed: list[str] = failed if failed is not None else []
 
     def first(self, what: str, call: Callable[..., Awaitable[object]], *args: Any) -> None:
         """Push the way back of the act that comes next in the code."""
@@ -48,11 +57,11 @@ class Undo:
         cancels = 0
         while not task.done():
             try:
-                await asyncio.shield(task)
+                await asyncio.wait({task})
             except asyncio.CancelledError:
-                if task.cancelled():
-                    break
                 cancels += 1  # noted; the steps go on
+        if task.cancelled():  # the event loop is being closed under us
+            self.failed += [f"{what}: not done, the agent was ended" for what, _ in reversed(self._steps)]
         for failure in self.failed:
             error.add_note(f"undo failed: {failure}")
         if cancels and not isinstance(error, asyncio.CancelledError):
@@ -60,11 +69,36 @@ class Undo:
 
     async def _run(self) -> None:
         while self._steps:
-            what, call = self._steps.pop()
+            what, call = self._steps[-1]
             log.info("undo: %s", what)
-            try:
-                async with asyncio.timeout(self._step_seconds):
-                    await call()
-            except Exception as error:  # the other steps must run whatever this one does
-                log.exception("undo failed: %s", what)
-                self.failed.append(f"{what}: {error or type(error).__name__}")
+            failure = await self._step(what, call)
+            self._steps.pop()
+            if failure:
+                self.failed.append(f"{what}: {failure}")
+
+    async def _step(self, what: str, call: Callable[[], Awaitable[object]]) -> str:
+        """Take one step; return why it failed, or nothing."""
+        step = asyncio.create_task(_await(call), name=f"undo: {what}")
+        # A wait, and no asyncio.timeout: that would wait for ever on a step that does not let itself be cancelled.
+        await asyncio.wait({step}, timeout=self._step_seconds)
+        if not step.done():
+            step.add_done_callback(
+                lambda late: late.cancelled() or late.exception()
+            )  # read, not to be reported as lost
+            step.cancel()
+            await asyncio.wait({step}, timeout=self._grace_seconds)
+            still = "" if step.done() else ", and still goes on"
+            log.error("undo failed: %s took longer than %g s%s", what, self._step_seconds, still)
+            return f"took longer than {self._step_seconds:g} s{still}"
+        if step.cancelled():
+            log.error("undo failed: %s was cancelled", what)
+            return "was cancelled"
+        error = step.exception()
+        if error is None:
+            return ""
+        log.error("undo failed: %s", what, exc_info=error)
+        return str(error) or type(error).__name__
+
+
+async def _await(call: Callable[[], Awaitable[object]]) -> None:
+    await call()

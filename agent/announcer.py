@@ -1,0 +1,122 @@
+"""Everything the agent says by itself, to the broker: its host, its containers, its migrations, its decisions.
+
+Also listens: what the other hosts say of themselves, so that a command for an unknown or offline target is refused.
+"""
+
+import logging
+import os
+
+from agent import __version__
+from agent.base.config import Settings
+from agent.checkpoint import proc
+from agent.doors.mqtt import Broker
+from agent.migration.report import status
+from agent.migration.run import Run
+from protocol import topics
+from protocol.base import utc_now
+from protocol.errors import ErrorInfo
+from protocol.peer import DecisionKind
+from protocol.status import ENDED, ContainerStatus, DecisionNotice, Engine, Event, HostStatus
+
+log = logging.getLogger("agent.announcer")
+
+KEEP_STATUS_SECONDS = 24 * 3600
+"""How long an ended migration's retained status is worth keeping; then the broker drops it."""
+
+
+class Announcer:
+    """The agent's voice, and its list of the others."""
+
+    def __init__(self, settings: Settings, broker: Broker) -> None:
+        self._settings = settings
+        self._broker = broker
+        self._sequences: dict[str, int] = {}
+        self._hosts: dict[str, HostStatus] = {}
+        self._containers: dict[str, ContainerStatus] = {}
+        self._engine: Engine | None = None
+        self._migrations: set[str] = set()
+
+    # --- the other hosts ---
+
+    async def heard(self, host: HostStatus) -> None:
+        self._hosts[host.host] = host
+
+    def status(self, host: str) -> HostStatus | None:
+        return self._hosts.get(host)
+
+    def url(self, host: str) -> str:
+        found = self._hosts.get(host)
+        return found.peer_url if found else ""
+
+    # --- this host ---
+
+    def _publish_host(self) -> None:
+        link = self._settings.peer
+        self._broker.publish_retained(
+            topics.host_status(self._settings.host),
+            HostStatus(
+                host=self._settings.host,
+                online=True,
+                at=utc_now(),
+                agent_version=__version__,
+                peer_url=f"https://{link.address or self._settings.host}:{link.port}",
+                engine=self._engine,
+                kernel=os.uname().release,
+                machine=os.uname().machine,
+                cpus=os.cpu_count() or 0,
+                memory_bytes=proc.memory_total(),
+                memory_free_bytes=proc.memory_available(),
+                running=sum(one.state == "running" for one in self._containers.values()),
+                migrations=len(self._migrations),
+            ),
+        )
+
+    async def engine_changed(self, engine: Engine | None) -> None:
+        """None: dockerd does not answer."""
+        self._engine = engine
+        self._publish_host()
+
+    async def publish_container(self, container: ContainerStatus) -> None:
+        before = self._containers.get(container.id)
+        self._containers[container.id] = container
+        self._broker.publish_retained(topics.container_status(self._settings.host, container.id), container)
+        if before is None or before.state != container.state:
+            self._publish_host()
+
+    async def remove_container(self, container_id: str) -> None:
+        self._containers.pop(container_id, None)
+        self._broker.clear(topics.container_status(self._settings.host, container_id))
+        self._publish_host()
+
+    async def publish_event(self, event: Event) -> None:
+        self._broker.publish(topics.events(self._settings.host), event)
+
+    # --- migrations ---
+
+    async def changed(self, run: Run, error: ErrorInfo | None) -> None:
+        sequence = self._sequences[run.id] = self._sequences.get(run.id, -1) + 1
+        ended = run.phase in ENDED
+        self._broker.publish_retained(
+            topics.migration_status(run.id, self._settings.host),
+            status(run, self._settings.host, sequence, error),
+            expiry=KEEP_STATUS_SECONDS if ended else None,
+        )
+        before = len(self._migrations)
+        (self._migrations.discard if ended else self._migrations.add)(run.id)
+        if len(self._migrations) != before:
+            self._publish_host()
+
+    async def decided(self, run: Run, decision: DecisionKind) -> None:
+        if decision is DecisionKind.PENDING:
+            return
+        notice = DecisionNotice.model_validate(
+            {
+                "migration": run.id,
+                "source": self._settings.host,
+                "target": run.peer,
+                "decision": decision,
+                "at": utc_now(),
+            }
+        )
+        topic = topics.decision(run.id, self._settings.host)
+        self._broker.publish_retained(topic, notice, expiry=KEEP_STATUS_SECONDS)

@@ -1,0 +1,87 @@
+"""What to call runc and CRIU with. Builds words and files; runs nothing.
+
+Options go to CRIU in a file named by the annotation `org.criu.config`, since runc has flags for a few of them only. On
+the target the runtime puts the annotation into the bundle. On the source the container is running and its bundle is
+dockerd's: there a *shadow root* - a copy of runc's state with the annotation added - is given to `runc --root`, so that
+nothing global (/etc/criu/runc.conf) has to be changed.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from agent.base.errors import DumpFailed
+from protocol.commands import TcpPolicy
+
+RUNC_ROOTS = "/run/docker"
+DUMP_SECONDS = 60
+"""CRIU's own deadline for collecting the tasks; they are frozen by then, so it is never near."""
+GHOST_LIMIT = 512 << 20
+"""Bytes of an unlinked open file that go into the images; CRIU's own limit of 1 MiB refuses too many programs."""
+
+
+@dataclass(frozen=True, slots=True)
+class CriuOptions:
+    """One dump or restore, in CRIU's words."""
+
+    tcp: TcpPolicy
+    ghost_limit: int = GHOST_LIMIT
+
+    def _both(self) -> list[str]:
+        lines = [
+            "network-lock skip",  # ours is there already, and stays after the dump (agent/network/lock.py)
+            "file-locks",
+            "link-remap",
+            f"ghost-limit {self.ghost_limit}",
+            "skip-in-flight",  # a half-open connection is made again by the client's next SYN
+        ]
+        if self.tcp is TcpPolicy.KEEP:
+            lines.append("tcp-established")
+        elif self.tcp is TcpPolicy.CLOSE:
+            lines.append("tcp-close")
+        return lines
+
+    def for_dump(self) -> str:
+        return "\n".join([*self._both(), f"timeout {DUMP_SECONDS}"]) + "\n"
+
+    def for_restore(self) -> str:
+        # every task is left in state T: SIGCONT is what lets the copy run, by the source's decision only
+        return "\n".join([*self._both(), "leave-stopped"]) + "\n"
+
+
+def dump_command(shadow_root: Path, images: Path, work: Path, container_id: str) -> tuple[str, ...]:
+    """`runc checkpoint` that leaves the tasks as they are: frozen, not dead."""
+    return (
+        *("runc", "--root", str(shadow_root), "checkpoint", "--leave-running"),
+        *("--image-path", str(images), "--work-path", str(work), container_id),
+    )
+
+
+def runc_state(container_id: str, roots: str = RUNC_ROOTS) -> Path:
+    """The state file that runc has of a Docker container; its folder's name differs with userns-remap.
+
+    Raises:
+        DumpFailed: there is none: another runtime runs it, or dockerd has another --exec-root.
+
+    """
+    for path in Path(roots).glob(f"runtime-*/*/{container_id}/state.json"):
+        return path
+    raise DumpFailed(
+        "runc does not know the container",
+        hint="only containers run by runc (or by transship's runtime) can be checkpointed",
+    )
+
+
+def make_shadow_root(container_id: str, config: Path, root: Path, roots: str = RUNC_ROOTS) -> None:
+    """Copy runc's state of the container to `root`, with CRIU's options named in it.
+
+    Raises:
+        DumpFailed: runc does not know the container.
+
+    """
+    state = json.loads(runc_state(container_id, roots).read_text())
+    labels = [label for label in state["config"].get("labels") or [] if not label.startswith("org.criu.config=")]
+    state["config"]["labels"] = [*labels, f"org.criu.config={config}"]
+    folder = root / container_id
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    (folder / "state.json").write_text(json.dumps(state))

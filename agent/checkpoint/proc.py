@@ -1,0 +1,61 @@
+"""What /proc says of a container's tasks."""
+
+import contextlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A process of the container."""
+
+    pid: int
+    inner_pid: int
+    """Its id inside the container."""
+    state: str
+    """The kernel's letter: R, S, D, T (stopped by a signal), t, Z, X."""
+    resident_bytes: int
+    """Anonymous and shared memory in RAM, which a dump must carry; pages of files are not in it."""
+
+
+def task(pid: int) -> Task | None:
+    """The process, or None if it has ended."""
+    try:
+        text = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return None
+    fields = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
+    resident = 0
+    for name in ("RssAnon", "RssShmem"):
+        with contextlib.suppress(KeyError, ValueError, IndexError):
+            resident += int(fields[name].split()[0]) * 1024
+    return Task(pid, int(fields.get("NSpid", str(pid)).split()[-1]), fields.get("State", "X").strip()[:1], resident)
+
+
+def tasks(pids: Iterable[int]) -> list[Task]:
+    return [found for pid in pids if (found := task(pid)) is not None]
+
+
+def start_time(pid: int) -> int | None:
+    """Clock ticks from boot to the process's start: with the pid, a name that is never used twice."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    return int(stat.rsplit(")", 1)[1].split()[19])
+
+
+def memory_available() -> int:
+    """Bytes that can be had without swapping."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def memory_total() -> int:
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemTotal:"):
+            return int(line.split()[1]) * 1024
+    return 0

@@ -1,0 +1,171 @@
+"""The composition root: builds the doors, takes up the journal, runs until it is told to stop, stops cleanly."""
+
+import asyncio
+import contextlib
+import logging
+import signal
+import sys
+from pathlib import Path
+
+import uvloop
+
+from agent.announcer import Announcer
+from agent.base import config
+from agent.base.config import Settings
+from agent.base.errors import AgentError, Refused
+from agent.base.shell import Shell
+from agent.dispatcher import Dispatcher
+from agent.doors import systemd
+from agent.doors.docker import Docker
+from agent.doors.docker_events import DockerEvent
+from agent.doors.mqtt import Broker
+from agent.doors.peer_client import PeerClient
+from agent.doors.peer_server import PeerServer
+from agent.inventory import Inventory
+from agent.logs import set_up_logging
+from agent.migration.host import Host
+from agent.migration.journal import Journal
+from agent.migration.machine import Role
+from agent.migration.sources import Sources
+from agent.migration.targets import Targets
+from protocol.errors import ErrorCode
+from protocol.peer import DecisionKind
+
+log = logging.getLogger("agent")
+
+READ_RETAINED_SECONDS = 2.0
+
+
+class Asking:
+    """A target's two ways to its source's decision: the peer link, and what is retained at the broker."""
+
+    def __init__(self, agent: "Agent") -> None:
+        self._agent = agent
+
+    async def ask_peer(self, source: str, migration: str) -> DecisionKind:
+        async with await self._agent.peer(source) as peer:
+            return (await peer.decision(migration)).decision
+
+    async def read_retained(self, source: str, migration: str) -> DecisionKind:
+        with contextlib.suppress(TimeoutError, AgentError):
+            async with asyncio.timeout(READ_RETAINED_SECONDS):
+                notice = await self._agent.broker.await_decision(migration, source)
+                return DecisionKind(notice.decision)
+        return DecisionKind.PENDING
+
+
+class Agent:
+    """All the rooms of one host, put together."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self.broker = Broker(settings.broker, settings.host, self._command)
+        self.announcer = Announcer(settings, self.broker)
+        self.host = Host(
+            settings,
+            Docker(settings.docker, settings.deadlines.docker),
+            Shell(),
+            Journal(settings.state_dir / "journal.sqlite"),
+        )
+        self.sources = Sources(self.host, self.peer, self.announcer)
+        self.targets = Targets(self.host, Asking(self), self.sources.decision)
+        self.dispatcher = Dispatcher(self.host, self.announcer, self.sources, self.targets)
+        self.inventory = Inventory(self.host.docker, settings.host, self.announcer, engine=self.host.engine)
+        self._server = PeerServer(settings.peer, self.targets)
+
+    async def peer(self, name: str) -> PeerClient:
+        """A client for a peer, at the address that it says of itself.
+
+        Raises:
+            Refused: it has never been heard of.
+
+        """
+        url = self.announcer.url(name)
+        if not url:
+            raise Refused(ErrorCode.PEER_UNREACHABLE, f"the address of {name} is not known: it has not been heard of")
+        return PeerClient(self._settings.peer, self._settings.deadlines, name, url)
+
+    async def _command(self, command: object, answer: object) -> None:
+        await self.dispatcher.handle(command, answer)  # type: ignore[arg-type]
+
+    async def _docker_event(self, event: DockerEvent) -> None:
+        if event.kind == "container" and event.action == "die":
+            self.sources.container_died(event.container_id)
+
+    async def run(self, stopped: asyncio.Event) -> None:
+        """Run until `stopped` is set.
+
+        Raises:
+            OSError, ssl.SSLError: the port is taken, or the certificates are unusable.
+
+        """
+        await self.host.journal.open()
+        await self._server.start()
+        self.inventory.on_event(self._docker_event)
+        self.broker.on_host_status(self.announcer.heard)
+        loops = [
+            asyncio.create_task(self.broker.run(), name="broker"),
+            asyncio.create_task(self.inventory.run(), name="inventory"),
+            asyncio.create_task(self._watchdog(), name="watchdog"),
+            asyncio.create_task(self._recover(), name="recovery"),
+        ]
+        systemd.notify("READY=1", f"STATUS=agent of {self._settings.host}")
+        log.info("agent of %s is up", self._settings.host)
+        waiting = asyncio.create_task(stopped.wait(), name="wait for the end")
+        try:
+            done, _ = await asyncio.wait({waiting, *loops[:2]}, return_when=asyncio.FIRST_COMPLETED)
+            for task in done - {waiting}:
+                task.result()  # a loop that ends by itself is a bug: end with it, and be restarted
+        finally:
+            systemd.notify("STOPPING=1")
+            await self._close([waiting, *loops])
+
+    async def _close(self, loops: list[asyncio.Task[object]]) -> None:
+        """Moves first, while their doors are still open; then the doors."""
+        await self.sources.close()
+        await self.targets.close()
+        await self._server.close()
+        await self.broker.close()
+        for task in loops:
+            task.cancel()
+        await asyncio.gather(*loops, return_exceptions=True)
+        await self.host.docker.close()
+        await self.host.journal.close()
+        log.info("agent of %s has stopped", self._settings.host)
+
+    async def _recover(self) -> None:
+        """Take up every migration that the journal has open; a source needs its peer's address, which comes by MQTT."""
+        await self.host.journal.prune()
+        for entry in await self.host.journal.unfinished():
+            log.warning("%s was %s as %s when the agent ended", entry.id, entry.phase, entry.role)
+            await (self.sources if entry.role is Role.SOURCE else self.targets).recover(entry)
+
+    async def _watchdog(self) -> None:
+        seconds = systemd.watchdog_seconds()
+        while seconds is not None:
+            systemd.notify("WATCHDOG=1")
+            await asyncio.sleep(seconds)
+
+
+async def _main(settings: Settings) -> None:
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopped.set)
+    await Agent(settings).run(stopped)
+
+
+def main(settings_file: Path = config.DEFAULT_FILE, verbose: int = 0) -> int:
+    """Run the agent of this host; the exit code."""
+    try:
+        settings = config.load(settings_file)
+    except ValueError as error:
+        print(f"{settings_file}: {error}", file=sys.stderr)
+        return 2
+    set_up_logging(verbose, as_json=settings.log_json)
+    try:
+        uvloop.run(_main(settings))
+    except (OSError, AgentError) as error:
+        log.error("the agent can't run: %s", error)
+        return 1
+    return 0

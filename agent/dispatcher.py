@@ -1,0 +1,206 @@
+"""Commands in, work out. Each command is done once, whatever comes twice; each is answered, whatever becomes of it.
+
+The one place where an error ends: it is logged once and becomes a reply.
+"""
+
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+from pydantic import TypeAdapter
+
+from agent import __version__
+from agent.base.errors import AgentError, Refused, StepFailed
+from agent.migration.host import Host
+from agent.migration.machine import Role
+from agent.migration.report import report
+from agent.migration.run import Run
+from agent.migration.sources import Sources
+from agent.migration.targets import Targets
+from protocol.base import utc_now
+from protocol.commands import Cancel, Command, ListMigrations, Migrate, OpenMigration, Ping, Reply, ReplyKind, Resolve
+from protocol.errors import ErrorCode, ErrorInfo
+from protocol.peer import DecisionKind
+from protocol.status import HostStatus
+
+log = logging.getLogger("agent.dispatcher")
+
+Answer = Callable[[Reply], Awaitable[None]]
+REPLY: TypeAdapter[Reply] = TypeAdapter(Reply)
+
+
+class Hosts(Protocol):
+    """What is known of the other hosts, from their retained status."""
+
+    def status(self, host: str) -> HostStatus | None: ...
+
+
+class Dispatcher:
+    """Knows the commands; the work is done by sources and targets."""
+
+    def __init__(self, host: Host, hosts: Hosts, sources: Sources, targets: Targets) -> None:
+        self._host = host
+        self._hosts = hosts
+        self._sources = sources
+        self._targets = targets
+        self._waiting: dict[str, list[Answer]] = {}
+        """Migration -> who wants to know how it ends."""
+
+    async def handle(self, command: Command, answer: Answer) -> None:
+        """Do a command and answer it; never raises for what the command is about."""
+        try:
+            if await self._seen_before(command, answer):
+                return
+            reply = await self._do(command, answer)
+        except AgentError as error:
+            log.warning("command %s (%s): %s", command.id, command.kind, error.message)
+            reply = self._reply(command.id, ReplyKind.FAILED, error=error.info())
+        except Exception as error:
+            log.exception("command %s (%s) failed", command.id, command.kind)
+            info = StepFailed(
+                f"{type(error).__name__}: {error}", hint="a bug: the agent's log has the traceback"
+            ).info()
+            reply = self._reply(command.id, ReplyKind.FAILED, error=info)
+        if reply is not None:
+            if reply.kind is not ReplyKind.ACCEPTED:
+                await self._host.journal.end_command(command.id, reply.model_dump_json())
+            await answer(reply)
+
+    async def _seen_before(self, command: Command, answer: Answer) -> bool:
+        """Answer a command that came twice from the record: what it did, or that it is still being done."""
+        seen = await self._host.journal.begin_command(command.id)
+        if seen is None:
+            return False
+        migration, reply = seen
+        if reply is not None:
+            await answer(REPLY.validate_json(reply))
+        elif migration is not None and migration in self._waiting:
+            self._waiting[migration].append(answer)
+            await answer(self._reply(command.id, ReplyKind.ACCEPTED, migration=migration))
+        elif migration is not None:
+            await answer(await self._after_restart(command, migration))
+        return True
+
+    async def _after_restart(self, command: Command, migration: str) -> Reply:
+        """The command began a migration before this agent was restarted: where that is now."""
+        entry = await self._host.journal.get(migration, Role.SOURCE)
+        phase = entry.phase if entry else "unknown"
+        return self._reply(
+            command.id,
+            ReplyKind.FAILED,
+            migration=migration,
+            error=ErrorInfo(
+                code=ErrorCode.INTERNAL,
+                message=f"the agent was restarted during {migration}, which is {phase} now",
+                hint=f"`transship migrations`, or the retained status of {migration}",
+            ),
+        )
+
+    async def _do(self, command: Command, answer: Answer) -> Reply | None:
+        match command:
+            case Ping():
+                return self._reply(command.id, ReplyKind.FINISHED)
+            case Migrate():
+                return await self._migrate(command, answer)
+            case Cancel():
+                self._sources.cancel(command.migration)
+                return self._reply(command.id, ReplyKind.FINISHED, migration=command.migration)
+            case Resolve():
+                await self._resolve(command)
+                return self._reply(command.id, ReplyKind.FINISHED, migration=command.migration)
+            case ListMigrations():
+                return self._reply(command.id, ReplyKind.FINISHED, migrations=self.open_migrations())
+
+    async def _migrate(self, command: Migrate, answer: Answer) -> Reply:
+        self._check_target(command)
+        container = await self._host.docker.find(command.container)
+        if container is None:
+            raise Refused(
+                ErrorCode.NO_SUCH_CONTAINER,
+                f"there is no container {command.container} on {self._host.name}",
+                hint="`transship ps` lists them",
+            )
+
+        async def begun(run: Run) -> None:
+            self._waiting[run.id] = [answer]
+            await self._host.journal.link_command(command.id, run.id)
+
+        async def ended(run: Run, error: AgentError | None) -> None:
+            kind = ReplyKind.FAILED if error else ReplyKind.FINISHED
+            info = error.info() if error else None
+            reply = self._reply(command.id, kind, migration=run.id, error=info, report=report(run))
+            await self._host.journal.end_command(command.id, reply.model_dump_json())
+            for each in self._waiting.pop(run.id, []):
+                await each(reply)
+
+        run = await self._sources.start(command, container, begun, ended)
+        return self._reply(command.id, ReplyKind.ACCEPTED, migration=run.id)
+
+    def _check_target(self, command: Migrate) -> None:
+        if command.to == self._host.name:
+            raise Refused(ErrorCode.SAME_HOST, f"{command.container} is on {command.to} already")
+        if command.to not in self._host.settings.peer.allow:
+            raise Refused(
+                ErrorCode.PEER_NOT_ALLOWED,
+                f"{self._host.name} is not configured to give containers to {command.to}",
+                hint="add it to peer.allow in agent.toml on both hosts",
+            )
+        status = self._hosts.status(command.to)
+        if status is None:
+            raise Refused(
+                ErrorCode.NO_SUCH_HOST, f"no host named {command.to} is known", hint="`transship hosts` lists them"
+            )
+        if not status.online:
+            raise Refused(ErrorCode.HOST_OFFLINE, f"{command.to} is offline", hint="is its agent running?")
+
+    async def _resolve(self, command: Resolve) -> None:
+        decision = DecisionKind(command.decision)
+        if await self._sources.knows(command.migration):
+            await self._sources.resolve(command.migration, decision)
+        else:
+            await self._targets.resolve(command.migration, decision)
+
+    def open_migrations(self) -> tuple[OpenMigration, ...]:
+        outgoing = [(run, "source") for run in self._sources.open()]
+        incoming = [(target.run, "target") for target in self._targets.open()]
+        return tuple(
+            OpenMigration.model_validate(
+                {
+                    "id": run.id,
+                    "role": role,
+                    "container": run.container,
+                    "peer": run.peer,
+                    "phase": run.phase,
+                    "since": run.started,
+                    "doubt": doubt(run, role),
+                }
+            )
+            for run, role in [*outgoing, *incoming]
+        )
+
+    def _reply(self, command: str | None, kind: ReplyKind, **more: object) -> Reply:
+        return Reply.model_validate(
+            {
+                "kind": kind,
+                "host": self._host.name,
+                "command": command,
+                "at": utc_now(),
+                "agent_version": __version__,
+                **more,
+            }
+        )
+
+
+def doubt(run: Run, role: str) -> str:
+    """Why a migration may need a person, and what each answer risks; empty where it does not."""
+    if run.doubt is not None:
+        return (
+            f"decided, but {run.peer} has not confirmed: {run.doubt.message} "
+            "(commit: the container is given up here; abort: it runs on here, twice if the peer runs it too)"
+        )
+    if role == "target" and run.phase == "prepared":
+        return (
+            f"waiting for the word of {run.peer} "
+            "(commit: runs here, twice if the source runs on; abort: lost if the source has given it up)"
+        )
+    return ""

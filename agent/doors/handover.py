@@ -1,0 +1,172 @@
+"""The agent's side of a hand-over folder: laid out before dockerd calls the runtime, cleared when the move has ended.
+
+What lies where is in agent/runtime/handover.py. The folder must outlive the container it belongs to: while it is there,
+a `create` of that container can only become a restore, never a cold start.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from agent.base.errors import StepFailed
+from agent.base.shell import Shell
+from agent.network import identity, lock
+from agent.prework.ids import IdMap, IdRange
+from agent.runtime import handover
+
+HOOK = """\
+#!/bin/sh
+# Run by runc in the blackout, when the network namespace is new and nothing in it is restored yet.
+read -r state || [ -n "$state" ]
+pid=${{state#*\\"pid\\":}}
+pid=${{pid%%[,\\}}]*}}
+exec nsenter --net=/proc/"$pid"/ns/net /bin/sh -c '{commands}'
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class StagedInfo:
+    """What the waiting runtime has found in its bundle."""
+
+    pid: int
+    bundle: Path
+    root: Path
+    network_attached_early: bool
+    ids: IdMap
+    """How ids in the container stand on this host's disk."""
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreResult:
+    """How `runc restore` ended."""
+
+    code: int
+    began: float
+    ended: float
+
+
+class HandOver:
+    """One container's folder."""
+
+    def __init__(self, shell: Shell, container_id: str) -> None:
+        self._shell = shell
+        self.path = Path(handover.folder(container_id))
+        self._events: asyncio.Queue[str] = asyncio.Queue()
+        self._fd = -1
+        self._said = -1
+        self._rest = b""
+
+    @property
+    def images(self) -> Path:
+        return self.path / handover.IMAGES
+
+    @property
+    def work(self) -> Path:
+        return self.path / handover.WORK
+
+    async def lay_out(self, *, image_bytes: int, criu_conf: str, stand_in: list[str]) -> None:
+        """Make the folder and a tmpfs in it of at most `image_bytes`.
+
+        Args:
+            image_bytes: room for CRIU's images.
+            criu_conf: options for the restore.
+            stand_in: addresses to put on lo before anything is restored.
+
+        """
+        self.path.mkdir(parents=True, mode=0o700, exist_ok=True)
+        self.path.parent.chmod(0o700)
+        for name in (handover.GO, handover.EVENTS):
+            with contextlib.suppress(FileExistsError):
+                os.mkfifo(self.path / name, 0o600)
+        self.work.mkdir(exist_ok=True, mode=0o700)
+        await mount_tmpfs(self._shell, self.images, image_bytes)
+        (self.path / handover.CRIU_CONF).write_text(criu_conf)
+        (self.path / handover.LOCK).write_text(lock.RULES)
+        (self.path / "addresses").write_text(identity.stand_in(stand_in))
+        commands = f"nft -f {self.path}/{handover.LOCK} && ip -batch {self.path}/addresses"
+        hook = self.path / handover.HOOK
+        hook.write_text(HOOK.format(commands=commands))
+        hook.chmod(0o700)
+        # last, and whole: its existence is what makes the launcher restore
+        part = self.path / (handover.PLAN + ".part")
+        part.write_text(json.dumps({"flags": []}))
+        part.rename(self.path / handover.PLAN)
+        self.listen()
+
+    def listen(self) -> None:
+        """Take in the runtime's events, from now on."""
+        if self._fd < 0:
+            # read-write, so that the fifo never reports an end
+            self._fd = os.open(self.path / handover.EVENTS, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+            asyncio.get_running_loop().add_reader(self._fd, self._read)
+
+    def _read(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            self._rest += os.read(self._fd, 4096)
+        *lines, self._rest = self._rest.split(b"\n")
+        for line in lines:
+            self._events.put_nowait(line.decode())
+
+    async def event(self) -> str:
+        """The runtime's next word: staged, restored or failed."""
+        return await self._events.get()
+
+    def say(self, word: str) -> None:
+        """Tell the waiting runtime; kept in the fifo until it reads."""
+        if self._said < 0:  # kept open: a fifo that nobody has open forgets what was written
+            self._said = os.open(self.path / handover.GO, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        os.write(self._said, word.encode() + b"\n")
+
+    def staged(self) -> StagedInfo:
+        found = self._load(handover.STAGED)
+        ids = IdMap(_ranges(found["uids"]), _ranges(found["gids"]))
+        return StagedInfo(
+            found["pid"], Path(found["bundle"]), Path(found["root"]), bool(found["network_attached_early"]), ids
+        )
+
+    def result(self) -> RestoreResult:
+        found = self._load(handover.RESULT)
+        return RestoreResult(found["code"], found["began"], found["ended"])
+
+    def _load(self, name: str) -> dict[str, Any]:
+        try:
+            found: dict[str, Any] = json.loads((self.path / name).read_text())
+        except (OSError, ValueError) as error:
+            raise StepFailed(f"the runtime has not written {name}: {error}") from error
+        return found
+
+    async def clear(self) -> None:
+        """Make sure that nothing of it is left."""
+        if self._fd >= 0:
+            asyncio.get_running_loop().remove_reader(self._fd)
+            os.close(self._fd)
+            self._fd = -1
+        if self._said >= 0:
+            os.close(self._said)
+            self._said = -1
+        with contextlib.suppress(FileNotFoundError):
+            (self.path / handover.PLAN).unlink()
+        await unmount(self._shell, self.images)
+        await asyncio.to_thread(shutil.rmtree, self.path, ignore_errors=True)
+
+
+def _ranges(mappings: list[dict[str, int]]) -> tuple[IdRange, ...]:
+    return tuple(IdRange(one["containerID"], one["hostID"], one["size"]) for one in mappings)
+
+
+async def mount_tmpfs(shell: Shell, path: Path, size: int) -> None:
+    """A tmpfs of at most `size` bytes for memory images; root only. One that is there already is used."""
+    path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if not path.is_mount():
+        await shell.run("mount", "-t", "tmpfs", "-o", f"size={size},mode=0700", "transship", str(path), label="mount")
+
+
+async def unmount(shell: Shell, path: Path) -> None:
+    """Make sure that nothing is mounted there; the memory images go with it."""
+    if path.is_mount():
+        await shell.run("umount", "--lazy", str(path), label="umount")

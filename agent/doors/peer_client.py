@@ -1,0 +1,168 @@
+"""The source's end of the peer link, and a target's question for the decision: HTTPS with mutual TLS (aiohttp client).
+
+What the peer refused is raised here as the same class of error that it was there.
+"""
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any, Self, TypeVar
+
+import aiohttp
+from pydantic import ValidationError
+
+from agent.base.config import Deadlines, PeerLink
+from agent.base.errors import Refused, TransferFailed, from_wire
+from agent.doors.tls import client_context
+from protocol.base import WireModel
+from protocol.errors import ErrorCode, ErrorInfo
+from protocol.peer import Answer, Decision, Manifest, Offer, Prepared, Running, SentPart, Staged
+
+wire = logging.getLogger("agent.wire")
+
+M = TypeVar("M", bound=WireModel)
+
+
+class PeerClient:
+    """One peer, known by name and reached at a URL. An async context manager, or `close()` it."""
+
+    def __init__(self, link: PeerLink, deadlines: Deadlines, name: str, url: str) -> None:
+        self.name = name
+        self._url = url.rstrip("/")
+        self._deadlines = deadlines
+        self._context = client_context(link)
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    def _open_session(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            # keep-alive for long: in the blackout no handshake may be needed
+            connector = aiohttp.TCPConnector(ssl=self._context, keepalive_timeout=600, limit=8)
+            self._session = aiohttp.ClientSession(connector=connector, auto_decompress=False)
+        return self._session
+
+    async def offer(self, offer: Offer) -> Answer:
+        return await self._ask(Answer, "POST", offer.migration, "/offer", offer, self._deadlines.offer)
+
+    async def send_layers(self, migration: str, chunks: AsyncIterator[bytes]) -> SentPart:
+        return await self._send(migration, "/layers", "layers", chunks)
+
+    async def stage(self, migration: str) -> Staged:
+        return await self._ask(Staged, "POST", migration, "/stage", None, self._deadlines.stage)
+
+    async def send_files(self, migration: str, name: str, chunks: AsyncIterator[bytes]) -> SentPart:
+        return await self._send(migration, f"/files/{name}", name, chunks)
+
+    async def send_images(self, migration: str, chunks: AsyncIterator[bytes]) -> SentPart:
+        return await self._send(migration, "/images", "images", chunks)
+
+    async def prepare(self, migration: str, manifest: Manifest) -> Prepared:
+        return await self._ask(Prepared, "POST", migration, "/prepare", manifest, self._deadlines.prepare)
+
+    async def go(self, migration: str) -> Running:
+        return await self._ask(Running, "POST", migration, "/go", None, self._deadlines.go)
+
+    async def forget(self, migration: str) -> None:
+        await self._call("POST", migration, "/forget", None, self._deadlines.docker)
+
+    async def discard(self, migration: str) -> None:
+        await self._call("DELETE", migration, "", None, self._deadlines.docker)
+
+    async def decision(self, migration: str) -> Decision:
+        return await self._ask(Decision, "GET", migration, "/decision", None, self._deadlines.go)
+
+    async def _ask(
+        self, model: type[M], method: str, migration: str, what: str, message: WireModel | None, seconds: float
+    ) -> M:
+        return _parse(model, await self._call(method, migration, what, message, seconds))
+
+    async def _call(self, method: str, migration: str, what: str, message: WireModel | None, seconds: float) -> bytes:
+        data = message.model_dump_json().encode() if message is not None else None
+        timeout = aiohttp.ClientTimeout(total=seconds, sock_connect=self._deadlines.connect)
+        return await self._request(method, migration, what, data, timeout)
+
+    async def _send(self, migration: str, what: str, name: str, chunks: AsyncIterator[bytes]) -> SentPart:
+        """Stream a part; the peer's hash of what it got must be ours.
+
+        Raises:
+            TransferFailed: the link broke, or nothing moved for the idle deadline.
+            CorruptPart, StepFailed, Refused: what the peer made of it.
+
+        """
+        digest = hashlib.sha256()
+        count = 0
+
+        async def hashed() -> AsyncIterator[bytes]:
+            nonlocal count
+            async for chunk in chunks:
+                digest.update(chunk)
+                count += len(chunk)
+                yield chunk
+
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=self._deadlines.connect, sock_read=None)
+        got = _parse(SentPart, await self._request("PUT", migration, what, hashed(), timeout))
+        mine = SentPart(name=name, sha256=digest.hexdigest(), bytes=count)
+        if got != mine:
+            raise TransferFailed(f"{name} arrived changed: {got.bytes} of {count} bytes, or another hash")
+        return mine
+
+    async def _request(
+        self, method: str, migration: str, what: str, data: Any, timeout: aiohttp.ClientTimeout
+    ) -> bytes:
+        url = f"{self._url}/v1/migrations/{migration}{what}"
+        wire.debug("> peer %s %s %s", self.name, method, what or "(discard)")
+        began = time.monotonic()
+        try:
+            async with self._open_session().request(
+                method, url, data=data, timeout=timeout, server_hostname=self.name
+            ) as response:
+                body = await response.read()
+        except aiohttp.ClientConnectorCertificateError as error:
+            raise Refused(
+                ErrorCode.PEER_NOT_ALLOWED,
+                f"{self.name} shows a certificate that is not its own or not of this cluster's CA",
+                hint="issue it with `transship pki host`, from the same CA on all hosts",
+                detail=(str(error),),
+            ) from None
+        except aiohttp.ClientConnectorError as error:
+            raise Refused(
+                ErrorCode.PEER_UNREACHABLE,
+                f"{self.name} can't be reached at {self._url}: {error.os_error}",
+                hint="is its agent running, and the port open between the hosts?",
+            ) from None
+        except (TimeoutError, aiohttp.ClientError, ConnectionError) as error:
+            raise TransferFailed(f"the link to {self.name} failed: {error or type(error).__name__}") from error
+        wire.debug("= peer %d in %.3f s", response.status, time.monotonic() - began)
+        if response.status >= 400:
+            raise _error(response.status, body, self.name)
+        return body
+
+
+def _parse(model: type[M], body: bytes) -> M:
+    try:
+        return model.model_validate_json(body)
+    except ValidationError as error:
+        raise TransferFailed(f"the peer's answer is not understood: {error.errors()[0]['msg']}") from None
+
+
+def _error(status: int, body: bytes, name: str) -> Exception:
+    try:
+        return from_wire(ErrorInfo.model_validate(json.loads(body)))
+    except (ValueError, ValidationError):
+        return TransferFailed(f"{name} answered {status}: {body[:200].decode(errors='replace')}")
+
+
+PeerFactory = Callable[[str, str], PeerClient]
+"""From a peer's name and URL to the client for it."""

@@ -1,0 +1,218 @@
+"""The target's end of the peer link, and the source's answer for the decision: HTTPS with mutual TLS (aiohttp.web).
+
+A peer is who its certificate says, and must be allowed by the configuration. What is asked is passed on to a
+`PeerHandler`; what it raises goes back as `ErrorInfo`.
+"""
+
+import hashlib
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Protocol, TypeVar
+
+from aiohttp import web
+from pydantic import ValidationError
+
+from agent.base.config import PeerLink
+from agent.base.errors import AgentError, CorruptPart, Refused, TransferFailed
+from agent.doors.tls import server_context
+from protocol.base import WireModel
+from protocol.errors import Consequence, ErrorCode, ErrorInfo
+from protocol.peer import Answer, Decision, Manifest, Offer, Prepared, Running, SentPart, Staged
+
+log = logging.getLogger("agent.peer")
+wire = logging.getLogger("agent.wire")
+
+M = TypeVar("M", bound=WireModel)
+
+LARGEST_MESSAGE = 16 << 20
+"""A manifest or offer; streams have no such limit."""
+READ_BUFFER = 1 << 20
+
+
+class Stream:
+    """The body of a request as it comes, hashed and counted on the way."""
+
+    def __init__(self, chunks: AsyncIterator[bytes]) -> None:
+        self._chunks = chunks
+        self._hash = hashlib.sha256()
+        self.bytes = 0
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        async for chunk in self._chunks:
+            self._hash.update(chunk)
+            self.bytes += len(chunk)
+            yield chunk
+
+    def part(self, name: str) -> SentPart:
+        return SentPart(name=name, sha256=self._hash.hexdigest(), bytes=self.bytes)
+
+
+class PeerHandler(Protocol):
+    """What the agent does for a peer; `peer` is the name in its certificate."""
+
+    async def offer(self, peer: str, offer: Offer) -> Answer: ...
+    async def layers(self, peer: str, migration: str, stream: Stream) -> None: ...
+    async def stage(self, peer: str, migration: str) -> Staged: ...
+    async def files(self, peer: str, migration: str, name: str, stream: Stream) -> None: ...
+    async def images(self, peer: str, migration: str, stream: Stream) -> None: ...
+    async def prepare(self, peer: str, migration: str, manifest: Manifest) -> Prepared: ...
+    async def go(self, peer: str, migration: str) -> Running: ...
+    async def forget(self, peer: str, migration: str) -> None: ...
+    async def discard(self, peer: str, migration: str) -> None: ...
+    async def decision(self, peer: str, migration: str) -> Decision: ...
+
+
+class PeerServer:
+    """Listens for peers until it is closed."""
+
+    def __init__(self, link: PeerLink, handler: PeerHandler) -> None:
+        self._link = link
+        self._handler = handler
+        self._runner: web.AppRunner | None = None
+
+    async def start(self) -> None:
+        """Raises OSError or ssl.SSLError: the certificates are unusable, or the port is taken."""
+        app = web.Application(middlewares=[self._gate], client_max_size=LARGEST_MESSAGE)
+        one = "/v1/migrations/{id}"
+        app.add_routes(
+            [
+                web.post(f"{one}/offer", self._offer),
+                web.put(f"{one}/layers", self._layers),
+                web.post(f"{one}/stage", self._stage),
+                web.put(f"{one}/files/{{name:.+}}", self._files),
+                web.put(f"{one}/images", self._images),
+                web.post(f"{one}/prepare", self._prepare),
+                web.post(f"{one}/go", self._go),
+                web.post(f"{one}/forget", self._forget),
+                web.delete(one, self._discard),
+                web.get(f"{one}/decision", self._decision),
+            ]
+        )
+        self._runner = web.AppRunner(app, access_log=None, read_bufsize=READ_BUFFER, shutdown_timeout=2.0)
+        await self._runner.setup()
+        site = web.TCPSite(
+            self._runner, self._link.listen, self._link.port, ssl_context=server_context(self._link), reuse_address=True
+        )
+        await site.start()
+
+    async def close(self) -> None:
+        if self._runner is not None:
+            await self._runner.cleanup()
+
+    @web.middleware
+    async def _gate(
+        self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
+        try:
+            peer = peer_name(request)
+            request["peer"] = peer
+            if peer not in self._link.allow:
+                raise Refused(
+                    ErrorCode.PEER_NOT_ALLOWED,
+                    f"{peer or 'a caller without a name'} is not an allowed peer of this host",
+                    hint="add it to peer.allow in agent.toml",
+                )
+            wire.debug("< peer %s %s %s", peer, request.method, request.path)
+            return await handler(request)
+        except AgentError as error:
+            return _refusal(error.info(), error.status)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            info = ErrorInfo(
+                code=ErrorCode.BAD_COMMAND, message=f"the message is not understood: {where}: {first['msg']}"
+            )
+            return _refusal(info, 400)
+        except web.HTTPException:
+            raise
+        except ConnectionError as error:
+            return _refusal(TransferFailed(f"the stream broke: {error}").info(), 502)
+        except Exception as error:
+            log.exception("%s %s failed", request.method, request.path)
+            info = ErrorInfo(
+                code=ErrorCode.INTERNAL,
+                message=f"{type(error).__name__}: {error}",
+                consequence=Consequence.TAKEN_BACK,
+            )
+            return _refusal(info, 500)
+
+    async def _offer(self, request: web.Request) -> web.Response:
+        offer = await _message(request, Offer)
+        if offer.migration != request.match_info["id"] or offer.source != request["peer"]:
+            raise Refused(ErrorCode.PEER_NOT_ALLOWED, "the offer is not the caller's own")
+        return _answer(await self._handler.offer(request["peer"], offer))
+
+    async def _layers(self, request: web.Request) -> web.Response:
+        stream = _stream(request)
+        await self._handler.layers(request["peer"], request.match_info["id"], stream)
+        return _answer(stream.part("layers"))
+
+    async def _stage(self, request: web.Request) -> web.Response:
+        return _answer(await self._handler.stage(request["peer"], request.match_info["id"]))
+
+    async def _files(self, request: web.Request) -> web.Response:
+        stream = _stream(request)
+        name = request.match_info["name"]
+        await self._handler.files(request["peer"], request.match_info["id"], name, stream)
+        return _answer(stream.part(name))
+
+    async def _images(self, request: web.Request) -> web.Response:
+        stream = _stream(request)
+        await self._handler.images(request["peer"], request.match_info["id"], stream)
+        return _answer(stream.part("images"))
+
+    async def _prepare(self, request: web.Request) -> web.Response:
+        manifest = await _message(request, Manifest)
+        return _answer(await self._handler.prepare(request["peer"], request.match_info["id"], manifest))
+
+    async def _go(self, request: web.Request) -> web.Response:
+        return _answer(await self._handler.go(request["peer"], request.match_info["id"]))
+
+    async def _forget(self, request: web.Request) -> web.Response:
+        await self._handler.forget(request["peer"], request.match_info["id"])
+        return web.Response(status=204)
+
+    async def _discard(self, request: web.Request) -> web.Response:
+        await self._handler.discard(request["peer"], request.match_info["id"])
+        return web.Response(status=204)
+
+    async def _decision(self, request: web.Request) -> web.Response:
+        return _answer(await self._handler.decision(request["peer"], request.match_info["id"]))
+
+
+def peer_name(request: web.Request) -> str:
+    """The common name in the caller's certificate; TLS has verified it."""
+    certificate = request.transport.get_extra_info("peercert") if request.transport else None
+    for part in (certificate or {}).get("subject", ()):
+        for key, value in part:
+            if key == "commonName":
+                return str(value)
+    return ""
+
+
+async def _message(request: web.Request, model: type[M]) -> M:
+    return model.model_validate_json(await request.read())
+
+
+def _stream(request: web.Request) -> Stream:
+    async def chunks() -> AsyncIterator[bytes]:
+        try:
+            async for chunk in request.content.iter_any():
+                yield chunk
+        except web.HTTPException:
+            raise
+        except Exception as error:
+            raise CorruptPart(f"the stream from the peer broke: {error or type(error).__name__}") from error
+
+    return Stream(chunks())
+
+
+def _answer(model: WireModel) -> web.Response:
+    return web.Response(body=model.model_dump_json().encode(), content_type="application/json")
+
+
+def _refusal(info: ErrorInfo, status: int) -> web.Response:
+    # the rest of a stream that nobody reads would be taken for the next request
+    response = web.Response(status=status, body=info.model_dump_json().encode(), content_type="application/json")
+    response.force_close()
+    return response

@@ -1,0 +1,103 @@
+"""What the source does around the story: sends layers, ends its own copy, tells the peer; and the ways back.
+
+Everything here is idempotent - "make sure it is so" - since a restarted agent calls it again.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Mapping
+
+from agent.base.errors import AgentError, DockerFailed
+from agent.checkpoint import freezer, proc
+from agent.doors.peer_client import PeerClient
+from agent.migration import belongings
+from agent.migration.host import Host
+from agent.migration.run import Run
+from agent.migration.subject import Subject
+from agent.prework.stream import filtered_image
+from protocol.commands import SourcePolicy
+from protocol.peer import Answer
+
+log = logging.getLogger("agent.source")
+
+FORGET_ATTEMPTS = 3
+DUMP_ENDS_SECONDS = 120.0
+"""For a CRIU that an agent's crash has left behind; its own deadline is shorter."""
+RESTARTING = frozenset({"always", "unless-stopped"})
+
+
+async def send_missing_layers(run: Run, subject: Subject, host: Host, peer: PeerClient, answer: Answer) -> None:
+    """Only what the peer lacks, by diff id; nothing where it has the image."""
+    if not answer.image_wanted:
+        return
+
+    async def counted(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        async for chunk in chunks:
+            yield chunk
+            run.sent(len(chunk))
+
+    run.sending("layers")
+    image = subject.offer.image
+    keep_all = answer.engine.image_store == "containerd"  # its store wants every blob of an image
+    missing = frozenset(image.diff_ids if keep_all else answer.missing_layers)
+    await peer.send_layers(run.id, counted(filtered_image(lambda: host.docker.save_image(image.id), missing)))
+
+
+async def tell_discard(peer: PeerClient, run: Run) -> None:
+    """Tell the peer that it is off. If it can't be told now it finds out by itself: by its lease, or by asking."""
+    try:
+        await peer.discard(run.id)
+    except AgentError as error:
+        log.warning("%s: %s could not be told to discard and will ask: %s", run.id, peer.name, error)
+
+
+async def tell_forget(peer: PeerClient, run: Run) -> None:
+    """Tell the peer that the source is done. It has finished by itself; this only saves it a question."""
+    for _ in range(FORGET_ATTEMPTS):
+        with contextlib.suppress(AgentError):
+            await peer.forget(run.id)
+            return
+        await asyncio.sleep(1.0)
+
+
+async def put_policy_back(host: Host, container_id: str, policy: Mapping[str, object]) -> None:
+    """Make sure that the container has its own restart policy; nothing to do for one that is gone."""
+    if await host.docker.find(container_id) is not None:
+        await host.docker.set_restart_policy(container_id, dict(policy))
+
+
+async def start_as_docker_would(host: Host, container_id: str, policy: Mapping[str, object]) -> None:
+    """After a reboot in the middle of a move: the policy was `no` then, so dockerd has not started the container."""
+    found = await host.docker.find(container_id)
+    if found is not None and not found.running and policy.get("Name") in RESTARTING:
+        await host.docker.start(container_id)
+
+
+async def end_copy(host: Host, run: Run, subject: Subject) -> None:
+    """The frozen copy dies while it is still locked, so that no FIN or RST leaves; then the container goes."""
+    await freezer.kill_frozen(subject.cgroup)
+    found = await host.docker.find(subject.id)
+    if found is None:
+        return
+    if subject.after is SourcePolicy.KEEP and not subject.auto_remove:
+        name = f"{subject.name}.moved-{run.id}"
+        if found.name != name:
+            await host.docker.rename(subject.id, name)
+        return
+    await host.docker.remove(subject.id, force=True, volumes=False)
+    for volume in subject.offer.volumes:
+        if belongings.copied(volume):
+            # its content is on the target, proved by hash; a stale copy here would stand in the way of a return
+            with contextlib.suppress(DockerFailed):  # in use by another container: then it is not ours to remove
+                await host.docker.remove_volume(volume.name)
+
+
+async def wait_for_left_behind_dump(run: Run) -> None:
+    """After a crash: a CRIU that still dumps must end before the tasks may be thawed, or its parasite ruins them."""
+    pid, started = run.record.get("dump_pid"), run.record.get("dump_start")
+    if pid is None:
+        return
+    async with asyncio.timeout(DUMP_ENDS_SECONDS):
+        while started is not None and proc.start_time(pid) == started:
+            await asyncio.sleep(0.05)

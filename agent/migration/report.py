@@ -1,0 +1,53 @@
+"""From a run to what is said of it: the status on MQTT, and the report at its end."""
+
+from datetime import UTC, datetime
+
+from agent.migration.machine import ENDS, Role
+from agent.migration.run import Run
+from protocol.errors import ErrorInfo
+from protocol.status import MigrationReport, MigrationStatus
+
+
+def report(run: Run) -> MigrationReport:
+    """What is known so far; complete once the run has ended."""
+    figure = {name: round(run.figures[name], 3) for name in run.figures if name.endswith("_ms")}
+    return MigrationReport(
+        phases=tuple(run.phases),
+        target_phases=run.target_phases,
+        parts=tuple(run.parts),
+        blackout_ms=figure.get("blackout_ms"),
+        total_ms=round(run.elapsed_ms(), 3),
+        freeze_ms=figure.get("freeze_ms"),
+        dump_ms=figure.get("dump_ms"),
+        restore_ms=figure.get("restore_ms"),
+        strategy=run.strategy,
+        reason=run.reason,
+        tcp=str(run.record.get("offer", {}).get("tcp", "")),
+        notes=tuple(run.notes),
+    )
+
+
+def status(run: Run, source: str, sequence: int, error: ErrorInfo | None = None) -> MigrationStatus:
+    """The retained status of a migration, as its source says it."""
+    ended = run.phase in ENDS[Role.SOURCE] or error is not None
+    left = run.bytes_total - run.bytes_sent if run.bytes_total is not None else None
+    rate = run.rate()
+    return MigrationStatus(
+        id=run.id,
+        container=run.container,
+        container_id=run.record["container_id"],
+        source=source,
+        target=run.peer,
+        phase=run.phase,
+        sequence=sequence,
+        started_at=run.started,
+        at=datetime.now(UTC),
+        strategy=run.strategy,
+        part="" if ended else run.part,
+        bytes_sent=run.bytes_sent,
+        bytes_total=run.bytes_total,
+        rate=round(rate, 1),
+        eta_s=round(left / rate, 3) if left is not None and left > 0 and rate else None,
+        error=error,
+        report=report(run) if ended else None,
+    )

@@ -1,0 +1,162 @@
+"""One migration under way, seen from one side: its id and phase, its clock, what the journal and the report get."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from typing import Any
+
+from agent.migration import machine
+from agent.migration.journal import Entry, Journal
+from agent.migration.machine import Role
+from protocol.errors import ErrorInfo
+from protocol.status import Part, Phase, PhaseTime
+
+log = logging.getLogger("agent.migration")
+
+RATE_SECONDS = 1.0
+"""The window over which the rate of a transfer is taken."""
+
+
+class Run:
+    """Phases only move by `enter`, which writes them to the journal before anybody relies on them."""
+
+    def __init__(
+        self,
+        journal: Journal,
+        entry: Entry,
+        *,
+        changed: Callable[["Run"], Awaitable[None]] | None = None,
+    ) -> None:
+        self._journal = journal
+        self._entry = entry
+        self._changed = changed
+        self._began = time.monotonic()
+        self._marks: list[tuple[float, int]] = []
+        self.phases: list[PhaseTime] = [PhaseTime(phase=entry.phase, at_ms=0)]
+        self.parts: list[Part] = []
+        self.notes: list[str] = []
+        self.figures: dict[str, float] = {}
+        """Milliseconds by name (freeze_ms, dump_ms, restore_ms, blackout_ms), and `frozen_at` on the monotonic clock."""
+        self.target_phases: tuple[PhaseTime, ...] = ()
+        self.undo_failed: list[str] = []
+        self.doubt: ErrorInfo | None = None
+        """Decided, and the target has not confirmed: its last answer."""
+        self.deciding = False
+        self.strategy = ""
+        self.reason = ""
+        self.part = ""
+        self.bytes_sent = 0
+        self.bytes_total: int | None = None
+
+    @staticmethod
+    def entry(migration: str, role: Role, container: str, peer: str, record: dict[str, Any]) -> Entry:
+        """A journal entry for a new migration in its role's first phase; not yet written."""
+        now = datetime.now(UTC).isoformat()
+        return Entry(migration, role, machine.FIRST[role], container, peer, now, now, record)
+
+    async def record_beginning(self) -> None:
+        """Write the first phase to the journal."""
+        await self._journal.put(self._entry)
+        await self.publish()
+
+    @property
+    def id(self) -> str:
+        return self._entry.id
+
+    @property
+    def role(self) -> Role:
+        return self._entry.role
+
+    @property
+    def phase(self) -> Phase:
+        return self._entry.phase
+
+    @property
+    def peer(self) -> str:
+        return self._entry.peer
+
+    @property
+    def container(self) -> str:
+        return self._entry.container
+
+    @property
+    def started(self) -> datetime:
+        return datetime.fromisoformat(self._entry.started)
+
+    @property
+    def record(self) -> dict[str, Any]:
+        return self._entry.record
+
+    def elapsed_ms(self) -> float:
+        return (time.monotonic() - self._began) * 1000
+
+    async def enter(self, phase: Phase, *, resolved: bool = False, **record: Any) -> None:
+        """Move to a phase; durable when this returns.
+
+        Raises:
+            IllegalMove: the table has no such move; nothing has changed.
+
+        """
+        machine.move(self.role, self.phase, phase, resolved=resolved)
+        await self._put(phase, record)
+        self.phases.append(PhaseTime(phase=phase, at_ms=round(self.elapsed_ms(), 3)))
+        log.info("%s %s as %s", self.id, phase, self.role)
+        await self.publish()
+
+    async def decide(self) -> None:
+        """Enter COMMITTED. When this raises, the journal does not say so, now or after a crash.
+
+        A write that failed may still have reached the disk; so it is overwritten before anything is taken back.
+        """
+        self.deciding = True
+        try:
+            await self.enter(Phase.COMMITTED)
+        except Exception:
+            while True:
+                try:
+                    await self._put(self.phase, {})
+                except Exception:
+                    log.exception("%s: the journal can't be written; neither deciding nor taking back", self.id)
+                    await asyncio.sleep(1.0)
+                else:
+                    break
+            self.deciding = False
+            raise
+
+    async def note_down(self, **record: Any) -> None:
+        """Add to the record what an undo after a crash will need; durable when this returns."""
+        await self._put(self.phase, record)
+
+    async def _put(self, phase: Phase, record: dict[str, Any]) -> None:
+        old = self._entry
+        entered = datetime.now(UTC).isoformat() if phase is not old.phase else old.entered
+        entry = Entry(old.id, old.role, phase, old.container, old.peer, old.started, entered, {**old.record, **record})
+        await self._journal.put(entry)
+        self._entry = entry
+
+    async def publish(self) -> None:
+        """Tell whoever watches. Never fails: what is said of a move must not change the move."""
+        if self._changed is not None:
+            try:
+                await self._changed(self)
+            except Exception:
+                log.exception("%s: its status could not be published", self.id)
+
+    def sending(self, part: str) -> None:
+        self.part = part
+
+    def sent(self, count: int) -> None:
+        self.bytes_sent += count
+        now = time.monotonic()
+        self._marks.append((now, self.bytes_sent))
+        while self._marks and now - self._marks[0][0] > RATE_SECONDS:
+            self._marks.pop(0)
+
+    def rate(self) -> float:
+        """Bytes a second over about the last second."""
+        if len(self._marks) < 2:
+            return 0.0
+        (then, before), (now, after) = self._marks[0], self._marks[-1]
+        return (after - before) / (now - then) if now > then else 0.0

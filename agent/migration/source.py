@@ -1,0 +1,125 @@
+"""The source's side of a migration, told once from top to bottom; handover.md is the law.
+
+Until COMMITTED everything can be taken back by this side alone, and is, on any error or cancel. After it nothing is.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+
+from agent.base.errors import AgentError
+from agent.base.tasks import both
+from agent.base.undo import Undo
+from agent.checkpoint import freezer, proc
+from agent.doors.peer_client import PeerClient
+from agent.migration import leaving
+from agent.migration.files import FilePasses
+from agent.migration.host import Host
+from agent.migration.run import Run
+from agent.migration.subject import Subject
+from agent.network import lock
+from agent.strategy import Strategy
+from protocol.peer import Manifest, Running
+from protocol.status import Phase
+
+log = logging.getLogger("agent.source")
+
+
+async def migrate(run: Run, subject: Subject, host: Host, peer: PeerClient, strategy: Strategy) -> None:
+    """Move one running container to a peer, or leave it exactly as it was."""
+    async with Undo(failed=run.undo_failed) as undo:
+        undo.first("make the peer forget it", leaving.tell_discard, peer, run)
+        answer = await peer.offer(subject.offer)
+        run.notes += answer.notes
+        await run.enter(Phase.RESERVED)
+
+        undo.first("put the restart policy back", leaving.put_policy_back, host, subject.id, subject.restart_policy)
+        await host.docker.set_restart_policy(subject.id, {"Name": "no"})  # nobody else may start a copy
+
+        await leaving.send_missing_layers(run, subject, host, peer, answer)
+        await peer.stage(run.id)  # dockerd's and the runtime's work there is done; the runtime waits
+        await run.enter(Phase.COPYING)
+        passes = FilePasses(run, subject, peer)
+        await passes.first()
+        undo.first("remove the images", strategy.release, run, host)
+        await strategy.copy_while_running(run, subject, host, peer)
+
+        undo.first("thaw and unlock the container", release, host, subject)
+        tasks = await hold(run, subject, host)  # the blackout starts
+        await run.enter(Phase.FROZEN)
+        (memory, images), files = await both(strategy.dump_and_send(run, subject, host, peer), passes.delta())
+        manifest = Manifest(
+            parts=(memory, *files),
+            images=images,
+            tasks=len(tasks),
+            stopped_tasks=tuple(task.inner_pid for task in tasks if task.state == "T"),
+        )
+        prepared = await peer.prepare(run.id, manifest)  # restored there, stopped, locked, proved
+        run.figures["restore_ms"] = prepared.restore_ms
+        await run.enter(Phase.PREPARED)
+
+        await commit(run, undo)  # fsync: the one decision; nothing is taken back from here on
+    await finish(run, subject, host, peer, strategy)
+
+
+async def finish(run: Run, subject: Subject, host: Host, peer: PeerClient, strategy: Strategy) -> None:
+    """From the decision to the end; a restarted source goes on here. Every step is safe to repeat."""
+    if run.phase is Phase.COMMITTED:
+        running = await go_until_answered(run, host, peer)  # the blackout ends there
+        if "frozen_at" in run.figures:
+            run.figures["blackout_ms"] = (time.monotonic() - run.figures["frozen_at"]) * 1000
+        run.target_phases = running.phases
+        run.notes += [note for note in running.notes if note not in run.notes]
+        await run.enter(Phase.RUNNING)
+    await leaving.end_copy(host, run, subject)
+    await strategy.release(run, host)
+    await leaving.tell_forget(peer, run)
+    await run.enter(Phase.DONE)
+
+
+async def hold(run: Run, subject: Subject, host: Host) -> list[proc.Task]:
+    """Frozen, not dead: network locked, tasks frozen; the tasks there are."""
+    # Both at once: what the kernel acknowledges between the two is in the receive queues before the dump begins.
+    began = run.figures["frozen_at"] = time.monotonic()
+    await both(lock.lock(host.shell, subject.pid), freezer.freeze(subject.cgroup, host.settings.deadlines.freeze))
+    run.figures["freeze_ms"] = (time.monotonic() - began) * 1000
+    return proc.tasks(subject.cgroup.tasks())
+
+
+async def release(host: Host, subject: Subject) -> None:
+    """Make sure that the container is neither locked nor frozen; one that is gone is neither."""
+    if subject.cgroup.tasks():
+        try:
+            await lock.unlock(host.shell, subject.pid)
+        finally:  # a mute container is bad, a frozen one is worse
+            await freezer.thaw(subject.cgroup)
+
+
+async def commit(run: Run, undo: Undo) -> None:
+    """Write the decision. Whether it was written is known for certain when this returns or raises."""
+    writing = asyncio.create_task(run.decide(), name="commit")
+    try:
+        await asyncio.shield(writing)
+    finally:
+        while not writing.done():  # a cancel in the middle of the write: know first which it is
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait({writing})
+        if run.phase is Phase.COMMITTED:
+            undo.detach()
+
+
+async def go_until_answered(run: Run, host: Host, peer: PeerClient) -> Running:
+    """Tell the decision until the target has confirmed that the container runs. No deadline: it is decided."""
+    while True:
+        try:
+            running = await peer.go(run.id)
+        except AgentError as error:
+            if run.doubt is None:
+                log.warning("%s is decided, but %s has not confirmed yet: %s", run.id, peer.name, error)
+            run.doubt = error.info()
+            await run.publish()
+            await asyncio.sleep(host.settings.deadlines.ask_again)
+        else:
+            run.doubt = None
+            return running

@@ -1,0 +1,67 @@
+"""The container that is to be moved, as its source knows it by the end of the preflight. Facts only."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from agent.checkpoint.freezer import Cgroup
+from agent.prework.tree import Source
+from protocol.commands import SourcePolicy
+from protocol.peer import Offer
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """A file tree that travels: the writable layer (`root`) or a volume (`volume:NAME`)."""
+
+    name: str
+    source: Source
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """One running container."""
+
+    id: str
+    name: str
+    pid: int
+    cgroup: Cgroup
+    restart_policy: dict[str, object]
+    auto_remove: bool
+    offer: Offer
+    trees: tuple[Tree, ...]
+    logs: tuple[tuple[str, Path], ...]
+    """Name on the wire -> file, the newest (the one being written) last."""
+    after: SourcePolicy
+    memory_bytes: int
+
+    def to_record(self) -> dict[str, Any]:
+        """What a restarted agent needs of it, for the journal."""
+        return {
+            "pid": self.pid,
+            "cgroup": [str(self.cgroup.path), self.cgroup.version],
+            "restart_policy": dict(self.restart_policy),
+            "auto_remove": self.auto_remove,
+            "offer": self.offer.model_dump(mode="json"),
+            "memory_bytes": self.memory_bytes,
+        }
+
+
+def from_record(record: Mapping[str, Any]) -> Subject:
+    """The subject of a migration found in the journal; its trees and logs are of no use any more."""
+    offer = Offer.model_validate(record["offer"])
+    path, version = record["cgroup"]
+    return Subject(
+        id=offer.container_id,
+        name=offer.container,
+        pid=record["pid"],
+        cgroup=Cgroup(Path(path), version),
+        restart_policy=record["restart_policy"],
+        auto_remove=record["auto_remove"],
+        offer=offer,
+        trees=(),
+        logs=(),
+        after=offer.after,
+        memory_bytes=record["memory_bytes"],
+    )

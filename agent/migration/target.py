@@ -1,0 +1,329 @@
+"""The target's side of one migration, from the offer to the last trace of it; handover.md is the law.
+
+    reserve -> [layers] -> stage -> files ... images -> prepare -> go -> forget
+                                                          `-> discard, from anywhere before go
+
+Every method is asked for by the source over the peer link, one at a time (targets.py sees to that). The copy never
+runs unasked: `go` is the only place with a SIGCONT in it.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from agent.base.errors import Cancelled, CorruptPart, RestoreFailed, StepFailed, Stranded
+from agent.checkpoint import freezer, logs, proc
+from agent.checkpoint.criu import CriuOptions
+from agent.checkpoint.segments import SegmentWriter
+from agent.doors.handover import HandOver, StagedInfo
+from agent.doors.peer_server import Stream
+from agent.migration import belongings
+from agent.migration.host import Host
+from agent.migration.run import Run
+from agent.network import identity, lock
+from agent.prework.stream import unpacked
+from protocol.peer import Manifest, Offer, Prepared, Running, SentPart, Staged
+from protocol.status import Phase
+
+log = logging.getLogger("agent.target")
+
+IMAGE_ROOM = 64 << 20
+"""Beside the memory itself: CRIU's other images, and what the container allocates until it is frozen."""
+IMAGE_FACTOR = 1.25
+STREAM_END_SECONDS = 10.0
+
+
+def image_room(offer: Offer) -> int:
+    """Bytes of tmpfs to set aside for the images of this container."""
+    return int(offer.memory_bytes * IMAGE_FACTOR) + IMAGE_ROOM
+
+
+class Target:
+    """One container on its way to this host."""
+
+    def __init__(self, host: Host, run: Run, offer: Offer) -> None:
+        self._host = host
+        self.run = run
+        self.offer = offer
+        self._hand_over: HandOver | None = None
+        self._staged: StagedInfo | None = None
+        self._start: asyncio.Task[None] | None = None
+        self._parts: dict[str, SentPart] = {}
+        self._streams = 0
+        self._given_up = asyncio.Event()
+        self._quiet = asyncio.Event()
+        self.last_contact = time.monotonic()
+
+    @property
+    def busy(self) -> bool:
+        """Whether a stream is coming in just now."""
+        return self._streams > 0
+
+    @property
+    def container_id(self) -> str:
+        """Of the container here; empty before it is created."""
+        return str(self.run.record.get("container_id", ""))
+
+    # --- the container still runs at the source ---
+
+    async def layers(self, stream: Stream) -> None:
+        await self._host.docker.load_image(aiter(stream))
+        self._took(stream.part("layers"))
+
+    async def stage(self) -> Staged:
+        """Create the container and call its start: all that can be done before the freeze is done before it."""
+        docker = self._host.docker
+        image = await belongings.image_here(docker, self.offer.image)
+        self.run.notes += image.notes
+        await belongings.provide(self._host, self.run, self.offer)
+        body = {**self.offer.create, "Image": image.name}
+        body["HostConfig"] = {**body.get("HostConfig", {}), "Runtime": self._host.settings.runtime}
+        await self.run.note_down(creating=self.offer.container)
+        created = await docker.create(self.offer.container, body)
+        await self.run.note_down(container_id=created)
+        self._hand_over = HandOver(self._host.shell, created)
+        await self._hand_over.lay_out(
+            image_bytes=image_room(self.offer),
+            criu_conf=CriuOptions(tcp=self.offer.tcp).for_restore(),
+            stand_in=self._addresses(),
+        )
+        self._start = asyncio.create_task(docker.start(created), name=f"start {created[:12]}")
+        await self._next_event("staged")
+        self._staged = self._hand_over.staged()
+        if self._staged.network_attached_early:
+            # the network comes with a hook of dockerd's own, before the restore: no stand-in is needed
+            (self._hand_over.path / "addresses").write_text("")
+        await self.run.enter(Phase.STAGED)
+        return Staged(container_id=created, notes=tuple(self.run.notes))
+
+    async def files(self, name: str, stream: Stream) -> None:
+        """One pass of the writable layer (`root:...`), of a volume (`volume:NAME:...`), or of the logs (`log:...`)."""
+        with self._streaming():
+            await self._files(name, stream)
+            self._took(stream.part(name))
+
+    async def _files(self, name: str, stream: Stream) -> None:
+        if self._staged is None:
+            raise StepFailed("the container is not staged here")
+        kind, *rest = name.split(":")
+        if kind == "log":
+            await self._take_segments(stream, self._staged.root, await self._log_places())
+        elif kind == "root":
+            await unpacked(aiter(stream), str(self._staged.root), ids=self._staged.ids, devices=True)
+        elif kind == "volume" and len(rest) >= 1:
+            place = await belongings.volume_path(self._host, self.run, rest[0])
+            await unpacked(aiter(stream), str(place), ids=self._staged.ids)
+        else:
+            raise CorruptPart(f"a part of an unknown kind: {name!r}")
+
+    # --- the blackout ---
+
+    async def images(self, stream: Stream) -> None:
+        if self._hand_over is None:
+            raise StepFailed("the container is not staged here")
+        with self._streaming():
+            await self._take_segments(stream, self._hand_over.images, None)
+            self._took(stream.part("images"))
+
+    async def prepare(self, manifest: Manifest) -> Prepared:
+        """Check that all of it is here, restore, and prove that it was a restore.
+
+        Raises:
+            CorruptPart: something is missing or changed; nothing is restored.
+            RestoreFailed: runc or CRIU failed, or there is no proof.
+
+        """
+        assert self._hand_over is not None
+        self._check_arrived(manifest)
+        await self.run.enter(Phase.RESTORING)
+        self._hand_over.say("restore")
+        await self._next_event("restored")
+        assert self._start is not None
+        await self._start  # dockerd has the container now, whatever becomes of this agent
+        result = self._hand_over.result()
+        pid = (await self._host.docker.inspect(self.container_id)).pid
+        self._prove(manifest, pid, result.began)
+        if self._staged is not None and not self._staged.network_attached_early:
+            await identity.take_down_stand_in(self._host.shell, pid, self._addresses())
+        await self.run.enter(
+            Phase.PREPARED, pid=pid, pid_start=proc.start_time(pid), stopped=list(manifest.stopped_tasks)
+        )
+        return Prepared(
+            tasks=manifest.tasks,
+            restore_ms=round((result.ended - result.began) * 1000, 3),
+            phases=tuple(self.run.phases),
+        )
+
+    async def go(self) -> Running:
+        """The source has decided: unlock, announce, let the tasks run. Safe to repeat."""
+        if self.run.phase is Phase.PREPARED:
+            await self.run.enter(Phase.RUNNING)
+        if not self.run.record.get("released"):
+            await self._let_run()
+            await self.run.note_down(released=True)
+        return Running(phases=tuple(self.run.phases), notes=tuple(self.run.notes))
+
+    async def _let_run(self) -> None:
+        pid = int(self.run.record["pid"])
+        if proc.start_time(pid) != self.run.record["pid_start"]:
+            raise Stranded(
+                f"the restored copy of {self.offer.container} is gone before it ran",
+                hint="the source still has its frozen copy: `transship resolve ID --abort` there lets it run again",
+            )
+        tasks = proc.tasks(freezer.cgroup_of(pid).tasks())
+        await lock.unlock(self._host.shell, pid)
+        try:
+            said = await asyncio.to_thread(identity.announce, pid)
+            log.info("%s announced %s", self.run.id, ", ".join(said) or "no address")
+        except OSError as error:  # the container runs all the same; its neighbours learn a little later
+            self.run.notes.append(f"the addresses could not be announced: {error}")
+        stopped = set(self.run.record.get("stopped", ()))
+        for task in tasks:
+            if task.inner_pid not in stopped:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(task.pid, signal.SIGCONT)
+
+    # --- afterwards ---
+
+    async def settle(self) -> None:
+        """Give the container its restart policy, and clear the hand-over. Safe to repeat."""
+        await self._host.docker.set_restart_policy(self.container_id, self.offer.restart_policy)
+        await self._clear_hand_over()
+
+    async def forget(self) -> None:
+        if self.run.phase is Phase.RUNNING:
+            await self.settle()
+            await self.run.enter(Phase.DONE)
+
+    async def discard(self) -> None:
+        """Make sure that nothing of this migration is here. The container goes before its hand-over folder does."""
+        if self._hand_over is None and self.container_id:
+            self._hand_over = HandOver(self._host.shell, self.container_id)
+        if self._hand_over is not None and self._hand_over.path.exists():
+            with contextlib.suppress(OSError):
+                self._hand_over.say("discard")
+        await self._streams_to_end()
+        if self._start is not None:
+            await asyncio.wait({self._start}, timeout=self._host.settings.deadlines.docker)
+            if self._start.done() and not self._start.cancelled():
+                self._start.exception()  # it failed, as it should
+        if self.container_id:
+            await self._host.docker.remove(self.container_id, force=True, volumes=False)
+        elif self.run.record.get("creating"):
+            await belongings.remove_half_created(self._host.docker, self.offer)
+        await self._clear_hand_over()
+        await belongings.take_back(self._host, self.run)
+        if self.run.phase is not Phase.DISCARDED:
+            await self.run.enter(Phase.DISCARDED)
+
+    async def _clear_hand_over(self) -> None:
+        if self._hand_over is None and self.container_id:
+            self._hand_over = HandOver(self._host.shell, self.container_id)
+        if self._hand_over is not None:
+            await self._hand_over.clear()
+
+    def stop_waiting(self) -> None:
+        """Make a step that waits for the runtime give up, so that the discard can begin."""
+        self._given_up.set()
+
+    # --- parts of the above ---
+
+    @contextlib.contextmanager
+    def _streaming(self) -> Iterator[None]:
+        self._streams += 1
+        try:
+            yield
+        finally:
+            self._streams -= 1
+            self.last_contact = time.monotonic()
+            self._quiet.set()
+
+    async def _streams_to_end(self) -> None:
+        """The source has broken them off; what they write to must not be taken away under them."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(STREAM_END_SECONDS):
+                while self._streams:
+                    self._quiet.clear()
+                    await self._quiet.wait()
+
+    def _addresses(self) -> list[str]:
+        return [address for network in self.offer.networks for address in network.addresses]
+
+    def _took(self, part: SentPart) -> None:
+        self._parts[part.name] = part
+
+    async def _next_event(self, wanted: str) -> None:
+        """The runtime's word, or the reason why dockerd's start ended without it."""
+        assert self._hand_over is not None
+        assert self._start is not None
+        hearing = asyncio.create_task(self._hand_over.event(), name=f"hear {wanted}")
+        giving_up = asyncio.create_task(self._given_up.wait(), name="give up")
+        try:
+            await asyncio.wait({hearing, self._start, giving_up}, return_when=asyncio.FIRST_COMPLETED)
+            if hearing.done() and hearing.result() == wanted:
+                return
+        finally:
+            hearing.cancel()
+            giving_up.cancel()
+        if self._given_up.is_set():
+            raise Cancelled(f"the source has taken the migration of {self.offer.container} back")
+        reason = ""
+        if self._start.done() and not self._start.cancelled() and (error := self._start.exception()):
+            reason = str(error)
+        elif hearing.done() and not hearing.cancelled():
+            with contextlib.suppress(Exception):
+                async with asyncio.timeout(self._host.settings.deadlines.docker):
+                    await self._start
+        raise RestoreFailed(
+            f"the container can't be {wanted} here" + (f": {reason}" if reason else ""),
+            hint="the lines below are CRIU's own" if wanted == "restored" else "",
+            detail=(*logs.digest(self._hand_over.work / "restore.log"), *([reason] if reason else [])),
+        )
+
+    async def _take_segments(self, stream: Stream, folder: Path, places: Mapping[str, Path] | None) -> None:
+        writer = SegmentWriter(folder, places, limit=image_room(self.offer) if places is None else None)
+        try:
+            async for chunk in aiter(stream):
+                writer.feed(chunk)
+            writer.finish()
+        except OSError as error:
+            raise StepFailed(f"there is no room for the images: {error}", hint="free memory on the target") from error
+        finally:
+            writer.close()
+
+    async def _log_places(self) -> dict[str, Path]:
+        return belongings.log_places(Path(await self._host.docker.data_root()), self.container_id)
+
+    def _check_arrived(self, manifest: Manifest) -> None:
+        assert self._hand_over is not None
+        for part in manifest.parts:
+            if self._parts.get(part.name) != part:
+                raise CorruptPart(f"{part.name} did not arrive as it was sent")
+        for image in manifest.images:
+            path = self._hand_over.images / image.name
+            if not path.is_file() or path.stat().st_size != image.size:
+                raise CorruptPart(f"the image {image.name} did not arrive whole")
+
+    def _prove(self, manifest: Manifest, pid: int, began: float) -> None:
+        """A cold start must never pass for a restore (rule 5): fresh statistics, all tasks, each of them stopped."""
+        assert self._hand_over is not None
+        path = self._hand_over.work / "stats-restore"
+        if logs.restore_stats(self._hand_over.work) is None or path.stat().st_mtime < began:
+            raise RestoreFailed("CRIU has left no statistics of this restore, so it was none")
+        tasks = proc.tasks(freezer.cgroup_of(pid).tasks())
+        if len(tasks) != manifest.tasks:
+            raise RestoreFailed(f"{len(tasks)} of {manifest.tasks} tasks were restored")
+        running = [task.pid for task in tasks if task.state not in "TtZ"]
+        if running:
+            raise RestoreFailed(f"{len(running)} tasks are not stopped after the restore")
+
+
+def offer_from(record: Mapping[str, Any]) -> Offer:
+    """The offer as the journal has it."""
+    return Offer.model_validate(record["offer"])

@@ -1,0 +1,281 @@
+"""The migrations that come to this host: one `Target` each, one request at a time, and what they do when it is silent.
+
+Implements the peer link's `PeerHandler`. A request runs in a task of its own, so that a broken link never leaves a
+step half done.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Protocol, TypeVar
+
+from agent.base.errors import AgentError, Refused
+from agent.doors.peer_server import Stream
+from agent.migration import admission, machine
+from agent.migration.host import Host
+from agent.migration.journal import Entry
+from agent.migration.machine import OnRestart, Role
+from agent.migration.run import Run
+from agent.migration.target import Target, image_room, offer_from
+from protocol.errors import ErrorCode
+from protocol.peer import Answer, Decision, DecisionKind, Manifest, Offer, Prepared, Running, Staged
+from protocol.status import Phase
+
+log = logging.getLogger("agent.target")
+
+T = TypeVar("T")
+
+LEASE_SECONDS = 60.0
+"""Without a word from the source before PREPARED, a target discards: it can't have been decided yet."""
+ASK_AFTER_SECONDS = 2.0
+"""In PREPARED, silence for longer than a decision takes: from then on the target asks."""
+
+
+class Asking(Protocol):
+    """The two independent ways to learn the source's decision (rule 2)."""
+
+    async def ask_peer(self, source: str, migration: str) -> DecisionKind:
+        """Over the peer link; raises AgentError where it does not answer."""
+
+    async def read_retained(self, source: str, migration: str) -> DecisionKind:
+        """From the broker; PENDING while there is nothing."""
+
+
+class _Slot:
+    """A target, its lock, and what was promised to it."""
+
+    def __init__(self, target: Target, need: admission.Reserved) -> None:
+        self.target = target
+        self.need = need
+        self.lock = asyncio.Lock()
+        self.watch: asyncio.Task[None] | None = None
+
+
+class Targets:
+    """Every migration that this host is the target of."""
+
+    def __init__(self, host: Host, asking: Asking, decide: Callable[[str, str], Awaitable[DecisionKind]]) -> None:
+        self._host = host
+        self._asking = asking
+        self._decide = decide
+        self._slots: dict[str, _Slot] = {}
+        self._admitting = asyncio.Lock()
+        self._work: set[asyncio.Task[Any]] = set()
+
+    # --- PeerHandler ---
+
+    async def offer(self, peer: str, offer: Offer) -> Answer:
+        return await self._apart(self._take(peer, offer))
+
+    async def _take(self, peer: str, offer: Offer) -> Answer:
+        if offer.target != self._host.name:
+            raise Refused(ErrorCode.NO_SUCH_HOST, f"this is {self._host.name}, not {offer.target}")
+        async with self._admitting:
+            if offer.migration in self._slots or await self._host.journal.get(offer.migration, Role.TARGET):
+                raise Refused(ErrorCode.BUSY, f"{offer.migration} is known here already")
+            needs = [slot.need for slot in self._slots.values()]
+            answer, need = await admission.examine(self._host, offer, needs, image_room(offer))
+            record = {"offer": offer.model_dump(mode="json")}
+            entry = Run.entry(offer.migration, Role.TARGET, offer.container, peer, record)
+            run = Run(self._host.journal, entry)
+            await run.record_beginning()
+            self._add(Target(self._host, run, offer), need)
+        return answer
+
+    async def layers(self, peer: str, migration: str, stream: Stream) -> None:
+        await self._step(peer, migration, lambda target: target.layers(stream))
+
+    async def stage(self, peer: str, migration: str) -> Staged:
+        return await self._step(peer, migration, lambda target: target.stage())
+
+    async def files(self, peer: str, migration: str, name: str, stream: Stream) -> None:
+        # not under the lock: the trees, the logs and the images come at once
+        slot = self._slot(peer, migration)
+        slot.target.last_contact = time.monotonic()
+        await slot.target.files(name, stream)
+
+    async def images(self, peer: str, migration: str, stream: Stream) -> None:
+        slot = self._slot(peer, migration)
+        slot.target.last_contact = time.monotonic()
+        await slot.target.images(stream)
+
+    async def prepare(self, peer: str, migration: str, manifest: Manifest) -> Prepared:
+        return await self._step(peer, migration, lambda target: target.prepare(manifest))
+
+    async def go(self, peer: str, migration: str) -> Running:
+        slot = self._slots.get(migration)
+        if slot is None and await self._ended(peer, migration) is Phase.DONE:
+            return Running(phases=())  # it runs, and this was said before
+        running = await self._step(peer, migration, lambda target: target.go())
+        self._spawn(self._settle(migration), f"settle {migration}")
+        return running
+
+    async def forget(self, peer: str, migration: str) -> None:
+        if migration in self._slots:
+            self._slot(peer, migration)
+            await self._apart(self._settle(migration))
+
+    async def discard(self, peer: str, migration: str) -> None:
+        if migration in self._slots:
+            self._slot(peer, migration)
+            await self._apart(self._throw_away(migration))
+
+    async def decision(self, peer: str, migration: str) -> Decision:
+        return Decision(decision=await self._decide(peer, migration))
+
+    # --- the life of a slot ---
+
+    def _add(self, target: Target, need: admission.Reserved) -> _Slot:
+        slot = _Slot(target, need)
+        self._slots[target.run.id] = slot
+        slot.watch = self._spawn(self._watch(slot), f"watch {target.run.id}")
+        return slot
+
+    def _slot(self, peer: str, migration: str) -> _Slot:
+        slot = self._slots.get(migration)
+        if slot is None or slot.target.run.peer != peer:
+            raise Refused(
+                ErrorCode.NO_SUCH_MIGRATION,
+                f"{self._host.name} has no migration {migration} from {peer}",
+                hint="it was discarded here: after a restart, or because its source was silent",
+            )
+        return slot
+
+    async def _ended(self, peer: str, migration: str) -> Phase | None:
+        entry = await self._host.journal.get(migration, Role.TARGET)
+        return entry.phase if entry is not None and entry.peer == peer else None
+
+    async def _step(self, peer: str, migration: str, call: Callable[[Target], Coroutine[Any, Any, T]]) -> T:
+        """One step of the story, alone, and to its end even if the link breaks meanwhile."""
+        slot = self._slot(peer, migration)
+
+        async def locked() -> T:
+            async with slot.lock:
+                slot.target.last_contact = time.monotonic()
+                try:
+                    return await call(slot.target)
+                finally:
+                    slot.target.last_contact = time.monotonic()
+
+        return await self._apart(locked())
+
+    async def _settle(self, migration: str) -> None:
+        slot = self._slots.get(migration)
+        if slot is None:
+            return
+        async with slot.lock:
+            await slot.target.forget()
+        self._remove(slot)
+
+    async def _throw_away(self, migration: str) -> None:
+        slot = self._slots.get(migration)
+        if slot is None:
+            return
+        if machine.may_run(slot.target.run.phase):
+            raise Refused(ErrorCode.TOO_LATE, f"{migration} is decided and runs here")
+        slot.target.stop_waiting()
+        async with slot.lock:
+            await slot.target.discard()
+        self._remove(slot)
+
+    def _remove(self, slot: _Slot) -> None:
+        self._slots.pop(slot.target.run.id, None)
+        if slot.watch is not None and slot.watch is not asyncio.current_task():
+            slot.watch.cancel()
+
+    async def _watch(self, slot: _Slot) -> None:
+        """What a target does when its source is silent: before PREPARED its lease ends, in PREPARED it asks."""
+        migration = slot.target.run.id
+        while migration in self._slots:
+            await asyncio.sleep(self._host.settings.deadlines.ask_again)
+            silent = time.monotonic() - slot.target.last_contact
+            phase = slot.target.run.phase
+            if slot.lock.locked():
+                continue
+            if machine.may_expire(phase) and silent > LEASE_SECONDS and not slot.target.busy:
+                log.warning("%s: its source has been silent for %d s; discarded", migration, silent)
+                await self._guarded(self._throw_away(migration))
+            elif phase is Phase.PREPARED and silent > ASK_AFTER_SECONDS:
+                await self._guarded(self._ask(slot))
+            elif phase is Phase.RUNNING:
+                await self._guarded(self._settle(migration))
+
+    async def _ask(self, slot: _Slot) -> None:
+        run = slot.target.run
+        answer = await self._learn(run.peer, run.id)
+        next_phase = machine.answer_to_asking(run.phase, answer)
+        if next_phase is Phase.RUNNING:
+            async with slot.lock:
+                await slot.target.go()
+            await self._settle(run.id)
+        elif next_phase is Phase.DISCARDED:
+            await self._throw_away(run.id)
+
+    async def _learn(self, source: str, migration: str) -> DecisionKind:
+        try:
+            return await self._asking.ask_peer(source, migration)
+        except AgentError as error:
+            log.info("%s: %s does not answer (%s); reading the broker", migration, source, error)
+            return await self._asking.read_retained(source, migration)
+
+    async def _guarded(self, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        except Exception:
+            log.exception("a target's own step failed; it is tried again")
+
+    # --- recovery, operator, end ---
+
+    async def recover(self, entry: Entry) -> None:
+        """Take up a migration found in the journal after a restart (rule 6)."""
+        run = Run(self._host.journal, entry)
+        target = Target(self._host, run, offer_from(entry.record))
+        slot = self._add(target, admission.needs(target.offer, image_room(target.offer), 0))
+        if machine.on_restart(Role.TARGET, entry.phase) is OnRestart.TAKE_BACK:
+            await self._guarded(self._throw_away(entry.id))
+        elif machine.on_restart(Role.TARGET, entry.phase) is OnRestart.GO_ON:
+            async with slot.lock:
+                await self._guarded(_ignore_result(target.go()))
+            await self._guarded(self._settle(entry.id))
+        elif machine.on_restart(Role.TARGET, entry.phase) is OnRestart.ASK:
+            await self._guarded(self._ask(slot))
+
+    async def resolve(self, migration: str, decision: DecisionKind) -> None:
+        """A person's word for a copy in PREPARED whose source never comes back (rule 8)."""
+        slot = self._slots.get(migration)
+        if slot is None:
+            raise Refused(ErrorCode.NO_SUCH_MIGRATION, f"no open migration {migration} comes to this host")
+        if slot.target.run.phase is not Phase.PREPARED:
+            raise Refused(ErrorCode.TOO_LATE, f"{migration} is {slot.target.run.phase}: there is nothing to resolve")
+        if decision is DecisionKind.COMMIT:
+            async with slot.lock:
+                await slot.target.go()
+            await self._settle(migration)
+        else:
+            await self._throw_away(migration)
+
+    def open(self) -> list[Target]:
+        return [slot.target for slot in self._slots.values()]
+
+    async def close(self) -> None:
+        """End what is under way. What is not decided is thrown away; PREPARED waits in the journal."""
+        for migration, slot in list(self._slots.items()):
+            if machine.may_expire(slot.target.run.phase):
+                await self._guarded(self._throw_away(migration))
+        for task in list(self._work):
+            task.cancel()
+        await asyncio.gather(*self._work, return_exceptions=True)
+
+    def _spawn(self, work: Coroutine[Any, Any, T], name: str) -> asyncio.Task[T]:
+        task = asyncio.create_task(work, name=name)
+        self._work.add(task)
+        task.add_done_callback(self._work.discard)
+        return task
+
+    async def _apart(self, work: Coroutine[Any, Any, T]) -> T:
+        return await asyncio.shield(self._spawn(work, "step of a target"))
+
+
+async def _ignore_result(work: Coroutine[Any, Any, object]) -> None:
+    await work

@@ -1,0 +1,34 @@
+"""Where agent and runtime meet: the hand-over folder of one container. Names only; both sides import this.
+
+/run/transship/handover/CONTAINER-ID/   root only, on a tmpfs; its existence makes the runtime restore
+    plan.json       agent -> runtime    how to restore
+    criu.conf       agent -> CRIU       options that runc has no flag for
+    hook.sh         agent -> runc       run in the new network namespace before anything is restored
+    lock.nft        the drop tables
+    go              fifo, agent -> runtime     one word: `restore` or `discard`
+    events          fifo, runtime -> agent     one line an event: staged, restored, failed
+    staged.json     runtime -> agent    root file system and bundle; there once the runtime waits
+    result.json     runtime -> agent    how the restore ended, with times
+    images/         tmpfs, CRIU's images
+    work/           CRIU's logs and statistics
+"""
+
+ROOT = "/run/transship/handover"
+
+PLAN = "plan.json"
+CRIU_CONF = "criu.conf"
+HOOK = "hook.sh"
+LOCK = "lock.nft"
+GO = "go"
+EVENTS = "events"
+STAGED = "staged.json"
+RESULT = "result.json"
+IMAGES = "images"
+WORK = "work"
+
+RESTORE = "restore"
+DISCARD = "discard"
+
+
+def folder(container_id: str) -> str:
+    return f"{ROOT}/{container_id}"

@@ -1,0 +1,128 @@
+"""`create` for a container with images on their way: wait for them, then `runc restore` in place of `runc create`.
+
+Started by launcher.sh while the container still runs at the source. By the time the agent says `restore`, everything
+is loaded and the bundle is amended: inside the blackout this starts runc and nothing else.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))  # noqa: PTH100, PTH120
+
+from agent.runtime import handover
+
+# Flags that `runc create` has and `runc restore` has not; dropped with their meaning, which a restore doesn't need.
+CREATE_ONLY_FLAGS = {"--no-new-keyring"}
+CREATE_ONLY_OPTIONS = {"--preserve-fds", "--pidfd-socket"}
+
+
+def split_call(argv: list[str]) -> tuple[list[str], list[str], str]:
+    """Runc's global flags, the flags of `create`, and the container id."""
+    at = argv.index("create")
+    flags: list[str] = []
+    words = iter(argv[at + 1 : -1])
+    for word in words:
+        name = word.split("=", 1)[0]
+        if name in CREATE_ONLY_FLAGS:
+            continue
+        if name in CREATE_ONLY_OPTIONS:
+            if "=" not in word:
+                next(words, None)
+            continue
+        flags.append(word)
+    return argv[:at], flags, argv[-1]
+
+
+def option(flags: list[str], name: str) -> str:
+    """The value of `--name VALUE` or `--name=VALUE`; empty if it is not there."""
+    for at, word in enumerate(flags):
+        if word == name and at + 1 < len(flags):
+            return flags[at + 1]
+        if word.startswith(name + "="):
+            return word[len(name) + 1 :]
+    return ""
+
+
+def amend_bundle(config: dict, folder: str) -> None:  # type: ignore[type-arg]
+    """Point CRIU at the options of this restore, and put our hook before any other."""
+    # runc hands the file on to CRIU, whose options in it win over those that runc sets itself
+    config.setdefault("annotations", {})["org.criu.config"] = f"{folder}/{handover.CRIU_CONF}"
+    hook = {"path": f"{folder}/{handover.HOOK}", "args": [handover.HOOK, folder], "timeout": 30}
+    # Docker 26 attaches the network in a prestart hook of its own; ours comes first, so the lock is there before it
+    config.setdefault("hooks", {}).setdefault("prestart", []).insert(0, hook)
+
+
+def attaches_early(config: dict) -> bool:  # type: ignore[type-arg]
+    """Whether dockerd attaches the network by a hook during the restore (before 28), not after `create`."""
+    hooks = config.get("hooks", {}).get("prestart", [])
+    return any("libnetwork-setkey" in hook.get("args", []) for hook in hooks)
+
+
+def write(path: str, content: dict) -> None:  # type: ignore[type-arg]
+    """Write a JSON file so that a reader sees all of it or nothing."""
+    with open(path + ".part", "w", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+        json.dump(content, file)
+    os.rename(path + ".part", path)  # noqa: PTH104
+
+
+def tell(folder: str, event: str) -> None:
+    """One line into the agent's fifo; opened read-write so that it never waits for a reader or kills the writer."""
+    fifo = os.open(f"{folder}/{handover.EVENTS}", os.O_RDWR | os.O_NONBLOCK)
+    os.write(fifo, event.encode() + b"\n")
+    os.close(fifo)
+
+
+def wait_for_word(folder: str) -> str:
+    """The agent's word. No deadline here: an agent that comes back after a crash says one or the other."""
+    # read-write: the fifo must not report its end when a writer has closed it
+    fifo = os.open(f"{folder}/{handover.GO}", os.O_RDWR)
+    said = b""
+    while b"\n" not in said:
+        said += os.read(fifo, 64)
+    os.close(fifo)
+    return said.split(b"\n", 1)[0].decode()
+
+
+def main(argv: list[str]) -> int:
+    global_flags, flags, container = split_call(argv)
+    folder = handover.folder(container)
+    with open(f"{folder}/{handover.PLAN}") as file:  # noqa: PTH123
+        plan = json.load(file)
+    bundle = option(flags, "--bundle") or option(flags, "-b")
+    with open(f"{bundle}/config.json") as file:  # noqa: PTH123
+        config = json.load(file)
+    early = attaches_early(config)
+    amend_bundle(config, folder)
+    write(f"{bundle}/config.json", config)
+    root = os.path.join(bundle, config["root"]["path"])  # noqa: PTH118
+    write(
+        f"{folder}/{handover.STAGED}",
+        {
+            "pid": os.getpid(),
+            "bundle": bundle,
+            "root": root,
+            "network_attached_early": early,
+            "uids": config.get("linux", {}).get("uidMappings") or [],
+            "gids": config.get("linux", {}).get("gidMappings") or [],
+        },
+    )
+    command = [
+        *("runc", *global_flags, "restore", "--detach", "--image-path", f"{folder}/{handover.IMAGES}"),
+        *("--work-path", f"{folder}/{handover.WORK}", *plan["flags"], *flags, container),
+    ]
+    tell(folder, "staged")
+    if wait_for_word(folder) != handover.RESTORE:
+        print("transship: the migration was taken back", file=sys.stderr)
+        return 1
+    began = time.time()
+    code = subprocess.call(command)
+    write(f"{folder}/{handover.RESULT}", {"code": code, "began": began, "ended": time.time(), "command": command})
+    tell(folder, "restored" if code == 0 else "failed")
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
