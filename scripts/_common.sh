@@ -48,7 +48,8 @@ ensure_venv() {
         flock 9
         [ "$(cat "$mark" 2>/dev/null)" = "$wanted" ] && exit 0
         echo "making .venv" >&2
-        "$python" -m venv --clear .venv || exit 1
+        # An existing one is brought up to date in place: other programs may be running in it.
+        .venv/bin/python -c '' 2>/dev/null || "$python" -m venv --clear .venv || exit 1
         .venv/bin/python -m pip install -qq --disable-pip-version-check -e '.[dev]' -c constraints.txt || exit 1
         echo "$wanted" >"$mark"
     ) 9<pyproject.toml

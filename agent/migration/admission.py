@@ -153,7 +153,7 @@ async def _networks(host: Host, offer: Offer) -> list[Reason]:
                     message=f"its network {wanted.name} is a {network.driver}, the source's a {wanted.driver}",
                 )
             )
-        taken = {ipaddress.ip_interface(address).ip for address in network.container_addresses}
+        taken = {ipaddress.ip_interface(address).ip for address in network.addresses}
         reasons += [
             Reason(code=ErrorCode.ADDRESS_TAKEN, message=f"{address} is taken on {wanted.name}")
             for address in wanted.addresses

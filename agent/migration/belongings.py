@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agent.base.errors import DockerFailed, Refused, StepFailed
-from agent.doors.docker import Docker, Image
+from agent.doors.docker import Docker
+from agent.doors.docker_model import Image
 from agent.migration.host import Host
 from agent.migration.run import Run
 from protocol.errors import ErrorCode
@@ -61,7 +62,8 @@ async def image_here(docker: Docker, wanted: ImageRef) -> ImageHere:
         return ImageHere(image.id)
     named = await docker.image(wanted.name)
     if named is None:
-        await docker.tag_image(image.id, wanted.name)
+        repo, _, tag = wanted.name.rpartition(":") if ":" in wanted.name.rpartition("/")[2] else (wanted.name, "", "latest")
+        await docker.tag_image(image.id, repo, tag)
         return ImageHere(wanted.name)
     if named.id == image.id:
         return ImageHere(wanted.name)
@@ -89,11 +91,6 @@ async def provide(host: Host, run: Run, offer: Offer) -> None:
                     "Labels": dict(volume.labels),
                 }
             )
-        elif volume.kind == "bind" and copied(volume):
-            place = Path(volume.name)
-            if not place.exists():
-                await run.note_down(binds=[*run.record.get("binds", []), volume.name])
-                place.mkdir(parents=True)
 
 
 def copied(volume: Volume) -> bool:

@@ -95,9 +95,9 @@ def _room(memory: int) -> list[Reason]:
 async def _subject(
     host: Host, request: Migrate, migration: str, container: Container, image: Image, memory: int, tasks: int
 ) -> Subject:
-    details = await spec.describe(host.docker, container, image)
+    details = await _describe(host, container, image)
     tcp = _tcp(request.tcp, details.address_moves_along, container)
-    trees = _trees(container, details.volumes, [entry.source for entry in container.mounts])
+    trees = _trees(container, details.volumes)
     offer = Offer(
         migration=migration,
         source=host.name,
@@ -140,6 +140,17 @@ async def _subject(
     )
 
 
+async def _describe(host: Host, container: Container, image: Image) -> spec.Spec:
+    networks = {found.network: await host.docker.network(found.network) for found in container.networks}
+    volumes = {mount.name: await host.docker.volume(mount.name) for mount in container.mounts if mount.kind == "volume"}
+    return spec.spec_of(
+        container,
+        image,
+        {name: network for name, network in networks.items() if network is not None},
+        {name: volume for name, volume in volumes.items() if volume is not None},
+    )
+
+
 def _with_current_addresses(networks: tuple[Network, ...], tcp: TcpPolicy) -> tuple[Network, ...]:
     """Only addresses that move along: one that does not must not stand on lo, nor count as taken."""
     if tcp is TcpPolicy.KEEP:
@@ -178,7 +189,7 @@ def established_connections(pid: int) -> int:
     return count
 
 
-def _trees(container: Container, volumes: Sequence[Volume], sources: Sequence[str]) -> list[Tree]:
+def _trees(container: Container, volumes: Sequence[Volume]) -> list[Tree]:
     ids = id_map(container.pid)
     trees = [Tree("root", Source(upper_dir(container), layer=True, merged=f"/proc/{container.pid}/root", ids=ids))]
     for mount in container.mounts:
