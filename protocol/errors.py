@@ -61,6 +61,9 @@ class ErrorCode(StrEnum):
     # in doubt, stranded
     IN_DOUBT = "in-doubt"
     STRANDED = "stranded"
+    # found out by a controller itself, never sent by an agent
+    BROKER_UNAVAILABLE = "broker-unavailable"
+    NO_ANSWER = "no-answer"
 
 
 class Reason(WireModel):

@@ -2,8 +2,11 @@
 
     POST   /v1/migrations/ID/offer            Offer -> Answer
     PUT    /v1/migrations/ID/layers           `docker save` tarball of the missing image layers
-    POST   /v1/migrations/ID/stage            container created, its start called, the runtime waits -> Staged
-    PUT    /v1/migrations/ID/files/NAME       tarball: a pass of the writable layer (root), a volume (volume:NAME), the logs (log)
+    POST   /v1/migrations/ID/create           container created, with what it needs around it -> Created
+    PUT    /v1/migrations/ID/log              tarball: the log files so far, laid down before the start
+    POST   /v1/migrations/ID/stage            start called: root mounted, the runtime waits -> Staged
+    PUT    /v1/migrations/ID/files/NAME       tarball: a pass of the writable layer (root) or a volume (volume:NAME)
+    PUT    /v1/migrations/ID/printed          frames: what was printed since the log files were sent
     PUT    /v1/migrations/ID/images           tarball of CRIU image segments, sent while CRIU still writes
     POST   /v1/migrations/ID/prepare          Manifest -> Prepared; no manifest, no restore
     POST   /v1/migrations/ID/go               Go -> Running: the decision was commit
@@ -104,11 +107,18 @@ class Answer(WireModel):
     notes: tuple[str, ...] = ()
 
 
-class Staged(WireModel):
-    """The container is created, its root file system mounted, and the runtime waits for images."""
+class Created(WireModel):
+    """The container is created on the target."""
 
     container_id: ContainerId
     notes: tuple[str, ...] = ()
+
+
+class Staged(WireModel):
+    """Its root file system is mounted, and the runtime waits for images."""
+
+    network_attached_early: bool
+    """Whether dockerd attaches the network during the restore (before 28) or after it."""
 
 
 class SentPart(WireModel):

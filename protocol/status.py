@@ -127,6 +127,7 @@ class MigrationStatus(WireModel):
     id: MigrationId
     container: str
     container_id: ContainerId
+    """Of the container at the source; the target's copy has an id of its own."""
     source: HostName
     target: HostName
     phase: Phase

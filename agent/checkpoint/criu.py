@@ -26,6 +26,8 @@ class CriuOptions:
 
     tcp: TcpPolicy
     ghost_limit: int = GHOST_LIMIT
+    watched: tuple[str, ...] = ()
+    """Paths under an inotify watch: on overlayfs CRIU can't find them by their file handle."""
 
     def _both(self) -> list[str]:
         lines = [
@@ -42,7 +44,8 @@ class CriuOptions:
         return lines
 
     def for_dump(self) -> str:
-        return "\n".join([*self._both(), f"timeout {DUMP_SECONDS}"]) + "\n"
+        watches = [f"irmap-scan-path {path}" for path in self.watched]
+        return "\n".join([*self._both(), f"timeout {DUMP_SECONDS}", *watches]) + "\n"
 
     def for_restore(self) -> str:
         # every task is left in state T: SIGCONT is what lets the copy run, by the source's decision only

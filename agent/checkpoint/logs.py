@@ -5,6 +5,8 @@ from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 
+from agent.base.protobuf import fields
+
 LINES_BEFORE = 5
 MOST_LINES = 40
 # Said by every CRIU on a machine without CAP_SYS_RESOURCE; harmless.
@@ -50,40 +52,14 @@ class RestoreStats:
     pages_restored: int
 
 
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = data[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if not byte & 0x80:
-            return value, at
-        shift += 7
-
-
-def _fields(data: bytes) -> dict[int, int | bytes]:
-    """The fields of a protobuf message that has only varints and messages (CRIU's stats.proto)."""
-    found: dict[int, int | bytes] = {}
-    at = 0
-    while at < len(data):
-        key, at = _varint(data, at)
-        if key & 7 == 0:
-            found[key >> 3], at = _varint(data, at)
-        else:
-            length, at = _varint(data, at)
-            found[key >> 3] = data[at : at + length]
-            at += length
-    return found
-
-
 def _entry(path: Path, which: int) -> dict[int, int] | None:
     try:
         data = path.read_bytes()
         _, _, length = STATS_HEADER.unpack_from(data)
-        inner = _fields(data[STATS_HEADER.size : STATS_HEADER.size + length]).get(which)
+        inner = fields(data[STATS_HEADER.size : STATS_HEADER.size + length]).get(which)
         if not isinstance(inner, bytes):
             return None
-        return {key: value for key, value in _fields(inner).items() if isinstance(value, int)}
+        return {key: value for key, value in fields(inner).items() if isinstance(value, int)}
     except (OSError, struct.error, IndexError):
         return None
 

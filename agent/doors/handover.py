@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import shutil
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,9 @@ from agent.base.shell import Shell
 from agent.network import identity, lock
 from agent.prework.ids import IdMap, IdRange
 from agent.runtime import handover
+
+MOST_PRINTED = 64 << 20
+"""On the tmpfs, beside the images."""
 
 HOOK = """\
 #!/bin/sh
@@ -87,8 +91,8 @@ class HandOver:
         await mount_tmpfs(self._shell, self.images, image_bytes)
         (self.path / handover.CRIU_CONF).write_text(criu_conf)
         (self.path / handover.LOCK).write_text(lock.RULES)
-        (self.path / "addresses").write_text(identity.stand_in(stand_in))
-        commands = f"nft -f {self.path}/{handover.LOCK} && ip -batch {self.path}/addresses"
+        (self.path / handover.ADDRESSES).write_text(identity.stand_in(stand_in))
+        commands = f"nft -f {self.path}/{handover.LOCK} && ip -batch {self.path}/{handover.ADDRESSES}"
         hook = self.path / handover.HOOK
         hook.write_text(HOOK.format(commands=commands))
         hook.chmod(0o700)
@@ -97,6 +101,28 @@ class HandOver:
         part.write_text(json.dumps({"flags": []}))
         part.rename(self.path / handover.PLAN)
         self.listen()
+
+    def without_stand_in(self) -> None:
+        """The network will be there before the restore, so no address has to stand on lo."""
+        (self.path / handover.ADDRESSES).write_text("")
+
+    async def keep_printed(self, chunks: AsyncIterator[bytes]) -> None:
+        """Frames of what the container has printed, for the runtime to print again.
+
+        Raises:
+            StepFailed: more than `MOST_PRINTED` bytes.
+
+        """
+        size = 0
+        with (self.path / handover.LOG).open("wb") as file:
+            async for chunk in chunks:
+                size += len(chunk)
+                if size > MOST_PRINTED:
+                    raise StepFailed(
+                        f"the container printed more than {MOST_PRINTED >> 20} MiB during the move",
+                        hint="move it when it is quieter",
+                    )
+                file.write(chunk)
 
     def listen(self) -> None:
         """Take in the runtime's events, from now on."""

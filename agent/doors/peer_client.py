@@ -18,7 +18,7 @@ from agent.base.errors import Refused, TransferFailed, from_wire
 from agent.doors.tls import client_context
 from protocol.base import WireModel
 from protocol.errors import ErrorCode, ErrorInfo
-from protocol.peer import Answer, Decision, Manifest, Offer, Prepared, Running, SentPart, Staged
+from protocol.peer import Answer, Created, Decision, Manifest, Offer, Prepared, Running, SentPart, Staged
 
 wire = logging.getLogger("agent.wire")
 
@@ -59,11 +59,20 @@ class PeerClient:
     async def send_layers(self, migration: str, chunks: AsyncIterator[bytes]) -> SentPart:
         return await self._send(migration, "/layers", "layers", chunks)
 
+    async def create(self, migration: str) -> Created:
+        return await self._ask(Created, "POST", migration, "/create", None, self._deadlines.stage)
+
+    async def send_log(self, migration: str, chunks: AsyncIterator[bytes]) -> SentPart:
+        return await self._send(migration, "/log", "log", chunks)
+
     async def stage(self, migration: str) -> Staged:
         return await self._ask(Staged, "POST", migration, "/stage", None, self._deadlines.stage)
 
     async def send_files(self, migration: str, name: str, chunks: AsyncIterator[bytes]) -> SentPart:
         return await self._send(migration, f"/files/{name}", name, chunks)
+
+    async def send_printed(self, migration: str, chunks: AsyncIterator[bytes]) -> SentPart:
+        return await self._send(migration, "/printed", "printed", chunks)
 
     async def send_images(self, migration: str, chunks: AsyncIterator[bytes]) -> SentPart:
         return await self._send(migration, "/images", "images", chunks)

@@ -17,7 +17,7 @@ from agent.base.errors import AgentError, CorruptPart, Refused, TransferFailed
 from agent.doors.tls import server_context
 from protocol.base import WireModel
 from protocol.errors import Consequence, ErrorCode, ErrorInfo
-from protocol.peer import Answer, Decision, Manifest, Offer, Prepared, Running, SentPart, Staged
+from protocol.peer import Answer, Created, Decision, Manifest, Offer, Prepared, Running, SentPart, Staged
 
 log = logging.getLogger("agent.peer")
 wire = logging.getLogger("agent.wire")
@@ -52,8 +52,11 @@ class PeerHandler(Protocol):
 
     async def offer(self, peer: str, offer: Offer) -> Answer: ...
     async def layers(self, peer: str, migration: str, stream: Stream) -> None: ...
+    async def create(self, peer: str, migration: str) -> Created: ...
+    async def log(self, peer: str, migration: str, stream: Stream) -> None: ...
     async def stage(self, peer: str, migration: str) -> Staged: ...
     async def files(self, peer: str, migration: str, name: str, stream: Stream) -> None: ...
+    async def printed(self, peer: str, migration: str, stream: Stream) -> None: ...
     async def images(self, peer: str, migration: str, stream: Stream) -> None: ...
     async def prepare(self, peer: str, migration: str, manifest: Manifest) -> Prepared: ...
     async def go(self, peer: str, migration: str) -> Running: ...
@@ -78,8 +81,11 @@ class PeerServer:
             [
                 web.post(f"{one}/offer", self._offer),
                 web.put(f"{one}/layers", self._layers),
+                web.post(f"{one}/create", self._create),
+                web.put(f"{one}/log", self._log),
                 web.post(f"{one}/stage", self._stage),
                 web.put(f"{one}/files/{{name:.+}}", self._files),
+                web.put(f"{one}/printed", self._printed),
                 web.put(f"{one}/images", self._images),
                 web.post(f"{one}/prepare", self._prepare),
                 web.post(f"{one}/go", self._go),
@@ -142,24 +148,38 @@ class PeerServer:
             raise Refused(ErrorCode.PEER_NOT_ALLOWED, "the offer is not the caller's own")
         return _answer(await self._handler.offer(request["peer"], offer))
 
-    async def _layers(self, request: web.Request) -> web.Response:
+    async def _take(
+        self, request: web.Request, name: str, take: Callable[[str, str, Stream], Awaitable[None]]
+    ) -> web.Response:
         stream = _stream(request)
-        await self._handler.layers(request["peer"], request.match_info["id"], stream)
-        return _answer(stream.part("layers"))
+        await take(request["peer"], request.match_info["id"], stream)
+        return _answer(stream.part(name))
+
+    async def _layers(self, request: web.Request) -> web.Response:
+        return await self._take(request, "layers", self._handler.layers)
+
+    async def _create(self, request: web.Request) -> web.Response:
+        return _answer(await self._handler.create(request["peer"], request.match_info["id"]))
+
+    async def _log(self, request: web.Request) -> web.Response:
+        return await self._take(request, "log", self._handler.log)
+
+    async def _printed(self, request: web.Request) -> web.Response:
+        return await self._take(request, "printed", self._handler.printed)
 
     async def _stage(self, request: web.Request) -> web.Response:
         return _answer(await self._handler.stage(request["peer"], request.match_info["id"]))
 
     async def _files(self, request: web.Request) -> web.Response:
-        stream = _stream(request)
         name = request.match_info["name"]
-        await self._handler.files(request["peer"], request.match_info["id"], name, stream)
-        return _answer(stream.part(name))
+
+        async def take(peer: str, migration: str, stream: Stream) -> None:
+            await self._handler.files(peer, migration, name, stream)
+
+        return await self._take(request, name, take)
 
     async def _images(self, request: web.Request) -> web.Response:
-        stream = _stream(request)
-        await self._handler.images(request["peer"], request.match_info["id"], stream)
-        return _answer(stream.part("images"))
+        return await self._take(request, "images", self._handler.images)
 
     async def _prepare(self, request: web.Request) -> web.Response:
         manifest = await _message(request, Manifest)

@@ -62,14 +62,20 @@ async def image_here(docker: Docker, wanted: ImageRef) -> ImageHere:
         return ImageHere(image.id)
     named = await docker.image(wanted.name)
     if named is None:
-        repo, _, tag = wanted.name.rpartition(":") if ":" in wanted.name.rpartition("/")[2] else (wanted.name, "", "latest")
-        await docker.tag_image(image.id, repo, tag)
+        await docker.tag_image(image.id, *repository_and_tag(wanted.name))
         return ImageHere(wanted.name)
     if named.id == image.id:
         return ImageHere(wanted.name)
     return ImageHere(
         image.id, (f"the tag {wanted.name} belongs to another image here; the container names its image by id",)
     )
+
+
+def repository_and_tag(name: str) -> tuple[str, str]:
+    """The two halves of an image's name; a colon before the last slash is a registry's port."""
+    place, slash, rest = name.partition("@")[0].rpartition("/")
+    repository, _, tag = rest.partition(":")
+    return place + slash + repository, tag or "latest"
 
 
 async def provide(host: Host, run: Run, offer: Offer) -> None:
@@ -132,16 +138,3 @@ async def take_back(host: Host, run: Run) -> None:
     for name in run.record.get("networks", []):
         with contextlib.suppress(DockerFailed):  # another container has joined it meanwhile: then it is theirs
             await host.docker.remove_network(name)
-
-
-def log_places(data_root: Path, container_id: str) -> dict[str, Path]:
-    """Names of log files on the wire -> where dockerd keeps them for this container (json-file and local drivers)."""
-    folder = data_root / "containers" / container_id
-    places: dict[str, Path] = {"json.log": folder / f"{container_id}-json.log"}
-    local = folder / "local-logs"
-    places["local.log"] = local / "container.log"
-    for number in range(1, 100):
-        for ending in ("", ".gz"):
-            places[f"json.log.{number}{ending}"] = folder / f"{container_id}-json.log.{number}{ending}"
-            places[f"local.log.{number}{ending}"] = local / f"container.log.{number}{ending}"
-    return places

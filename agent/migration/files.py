@@ -10,12 +10,14 @@ import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+from agent.base.errors import StepFailed
 from agent.base.tasks import all_of
 from agent.checkpoint.segments import END, segments_of
 from agent.doors.peer_client import PeerClient
 from agent.migration.run import Run
 from agent.migration.subject import Subject, Tree
-from agent.prework.stream import Packing
+from agent.prework import container_log
+from agent.prework.stream import packed
 from agent.prework.tree import Index
 from protocol.peer import SentPart
 from protocol.status import Part
@@ -32,40 +34,47 @@ class FilePasses:
         self._subject = subject
         self._peer = peer
         self._indexes: dict[str, Index] = {}
-        self._logs: dict[str, tuple[int, int]] = {}
-        """Inode and bytes sent, by name on the wire."""
+        self._logs = container_log.places(subject.data_root, subject.id)
+        self._mark: container_log.Mark | None = None
         self._passes = 0
 
+    async def log(self) -> None:
+        """Send the log files as they are; before the target's start, since dockerd notes their size there."""
+        self._mark = container_log.mark(self._logs)
+        began = time.monotonic()
+        part = await self._peer.send_log(self._run.id, self._counted("log", self._log_segments()))
+        self._done(part, began, frozen=False)
+        now = container_log.mark(self._logs)
+        if now is not None and (self._mark is None or now.inode != self._mark.inode):
+            raise StepFailed("the container's log was rotated while it was being sent", hint="try again")
+
     async def first(self) -> None:
-        """Send all of it while the container runs; what changes meanwhile comes with the delta."""
+        """Send all of the trees while the container runs; what changes meanwhile comes with the delta."""
         for tree in self._subject.trees:
             await self._send_tree(tree, frozen=False)
-        await self._send_logs(frozen=False)
         self._passes += 1
 
     async def delta(self) -> list[SentPart]:
         """Send what has changed since; the container is frozen, so this is the end of it."""
         trees = [self._send_tree(tree, frozen=True) for tree in self._subject.trees]
-        return await all_of([*trees, self._send_logs(frozen=True)])
+        return await all_of([*trees, self._send_printed()])
 
     async def _send_tree(self, tree: Tree, *, frozen: bool) -> SentPart:
         began = time.monotonic()
-        packing = Packing(tree.source, self._indexes.get(tree.name), live=not frozen)
         name = f"{tree.name}:{self._passes}"
-        part = await self._peer.send_files(self._run.id, name, self._counted(name, aiter(packing)))
-        packed = packing.result()
-        self._indexes[tree.name] = packed.index
-        self._run.notes += [note for note in packed.notes if note not in self._run.notes]
+        async with packed(tree.source, self._indexes.get(tree.name), live=not frozen) as stream:
+            part = await self._peer.send_files(self._run.id, name, self._counted(name, stream))
+            assert stream.packed is not None
+        self._indexes[tree.name] = stream.packed.index
+        self._run.notes += [note for note in stream.packed.notes if note not in self._run.notes]
         self._done(part, began, frozen)
         return part
 
-    async def _send_logs(self, *, frozen: bool) -> SentPart:
-        if frozen:
-            await drained(self._subject.pid)
+    async def _send_printed(self) -> SentPart:
+        await drained(self._subject.pid)
         began = time.monotonic()
-        name = f"log:{self._passes}"
-        part = await self._peer.send_files(self._run.id, name, self._counted(name, self._log_segments()))
-        self._done(part, began, frozen)
+        part = await self._peer.send_printed(self._run.id, self._counted("printed", self._frames()))
+        self._done(part, began, frozen=True)
         return part
 
     def _done(self, part: SentPart, began: float, frozen: bool) -> None:
@@ -73,16 +82,19 @@ class FilePasses:
         self._run.parts.append(Part(name=part.name, bytes=part.bytes, frozen=frozen, ms=ms))
 
     async def _log_segments(self) -> AsyncIterator[bytes]:
-        for name, path in self._subject.logs:
+        for name, path in self._logs.items():
             with contextlib.suppress(FileNotFoundError):
-                found = path.stat()
-                inode, sent = self._logs.get(name, (0, 0))
-                if inode != found.st_ino or sent > found.st_size:
-                    sent = 0  # rotated since: another file has the name, and is sent whole
-                for chunk in segments_of(path, name, sent, found.st_size):
+                # of the current one only up to the mark: the rest is printed again
+                is_current = self._mark is not None and name == self._mark.name
+                end = self._mark.size if self._mark is not None and is_current else path.stat().st_size
+                for chunk in segments_of(path, name, 0, end):
                     yield chunk
-                self._logs[name] = (found.st_ino, found.st_size)
         yield END
+
+    async def _frames(self) -> AsyncIterator[bytes]:
+        if self._mark is not None:
+            for frame in container_log.entries_since(self._logs, self._mark):
+                yield frame
 
     async def _counted(self, name: str, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         self._run.sending(name)

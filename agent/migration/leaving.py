@@ -15,7 +15,6 @@ from agent.migration import belongings
 from agent.migration.host import Host
 from agent.migration.run import Run
 from agent.migration.subject import Subject
-from agent.prework.stream import filtered_image
 from protocol.commands import SourcePolicy
 from protocol.peer import Answer
 
@@ -41,7 +40,7 @@ async def send_missing_layers(run: Run, subject: Subject, host: Host, peer: Peer
     image = subject.offer.image
     keep_all = answer.engine.image_store == "containerd"  # its store wants every blob of an image
     missing = frozenset(image.diff_ids if keep_all else answer.missing_layers)
-    await peer.send_layers(run.id, counted(filtered_image(lambda: host.docker.save_image(image.id), missing)))
+    await peer.send_layers(run.id, counted(host.docker.save_image(image.id)))
 
 
 async def tell_discard(peer: PeerClient, run: Run) -> None:

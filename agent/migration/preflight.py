@@ -10,15 +10,14 @@ from agent.checkpoint import freezer, proc
 from agent.doors.docker_model import Container, Image
 from agent.migration import admission, belongings, spec
 from agent.migration.host import Host
-from agent.migration.obstacles import ProcFiles, obstacles
+from agent.migration.obstacles import belongings_against, obstacles, warnings
 from agent.migration.subject import Subject, Tree
+from agent.migration.view import View, look
 from agent.prework.ids import IdMap, IdRange
 from agent.prework.tree import Source
 from protocol.commands import Migrate, TcpPolicy
 from protocol.errors import ErrorCode, Reason
 from protocol.peer import ImageRef, Network, Offer, Volume
-
-ESTABLISHED = "01"
 
 
 async def examine(host: Host, request: Migrate, migration: str) -> Subject:
@@ -41,12 +40,9 @@ async def examine(host: Host, request: Migrate, migration: str) -> Subject:
             f"{container.name} is {container.state}, not running",
             hint="only a running container has state to move; create a stopped one anew at the target",
         )
-    execs = await host.docker.running_execs(container)
-    reasons = list(obstacles(container, ProcFiles(container.pid), execs))
+    view = await look(host.shell, container.pid)
+    reasons = list(obstacles(container, view, await host.docker.running_execs(container), host.settings.runtime))
     reasons += await _engine(host)
-    tasks = proc.tasks(freezer.cgroup_of(container.pid).tasks())
-    memory = sum(task.resident_bytes for task in tasks)
-    reasons += _room(memory)
     image = await host.docker.image(container.image_id)
     if image is None:
         reasons.append(
@@ -56,9 +52,13 @@ async def examine(host: Host, request: Migrate, migration: str) -> Subject:
                 hint="pull it again, then move",
             )
         )
+    details = await _describe(host, container, image)
+    reasons += belongings_against(details.networks, details.volumes)
+    memory = sum(task.resident_bytes for task in proc.tasks(freezer.cgroup_of(container.pid).tasks()))
+    reasons += _room(memory)
     if reasons or image is None:
         raise admission.refusal(host.name, container.name, reasons, verb="can't give")
-    return await _subject(host, request, migration, container, image, memory, len(tasks))
+    return await _subject(host, request, migration, container, image, details, view, memory)
 
 
 async def _engine(host: Host) -> list[Reason]:
@@ -93,10 +93,16 @@ def _room(memory: int) -> list[Reason]:
 
 
 async def _subject(
-    host: Host, request: Migrate, migration: str, container: Container, image: Image, memory: int, tasks: int
+    host: Host,
+    request: Migrate,
+    migration: str,
+    container: Container,
+    image: Image,
+    details: spec.Spec,
+    view: View,
+    memory: int,
 ) -> Subject:
-    details = await _describe(host, container, image)
-    tcp = _tcp(request.tcp, details.address_moves_along, container)
+    tcp = _tcp(request.tcp, details, container, view)
     trees = _trees(container, details.volumes)
     offer = Offer(
         migration=migration,
@@ -119,7 +125,7 @@ async def _subject(
         tcp=tcp,
         memory_bytes=memory,
         files_bytes=sum(_tree_bytes(tree.source.root) for tree in trees),
-        tasks=tasks,
+        tasks=len(view.processes),
         engine=await host.engine(),
         kernel=os.uname().release,
         machine=os.uname().machine,
@@ -134,13 +140,15 @@ async def _subject(
         auto_remove=container.auto_remove,
         offer=offer,
         trees=tuple(trees),
-        logs=_logs(await host.docker.data_root(), container),
+        data_root=Path(await host.docker.data_root()),
         after=request.source,
         memory_bytes=memory,
+        watched=view.watched,
+        notes=(*details.notes, *warnings(container, view)),
     )
 
 
-async def _describe(host: Host, container: Container, image: Image) -> spec.Spec:
+async def _describe(host: Host, container: Container, image: Image | None) -> spec.Spec:
     networks = {found.network: await host.docker.network(found.network) for found in container.networks}
     volumes = {mount.name: await host.docker.volume(mount.name) for mount in container.mounts if mount.kind == "volume"}
     return spec.spec_of(
@@ -158,35 +166,23 @@ def _with_current_addresses(networks: tuple[Network, ...], tcp: TcpPolicy) -> tu
     return tuple(network.model_copy(update={"addresses": ()}) for network in networks)
 
 
-def _tcp(wanted: TcpPolicy, address_moves_along: bool, container: Container) -> TcpPolicy:
-    established = established_connections(container.pid)
-    if wanted is TcpPolicy.REFUSE and established:
+def _tcp(wanted: TcpPolicy, details: spec.Spec, container: Container, view: View) -> TcpPolicy:
+    moves = details.address_moves_along
+    if wanted is TcpPolicy.REFUSE and view.tcp:
         raise Refused(
             ErrorCode.NOT_MIGRATABLE,
-            f"{container.name} has {established} established TCP connections",
+            f"{container.name} has {len(view.tcp)} TCP connections",
             hint="--tcp close drops them, --tcp keep takes them along where the address moves",
         )
-    if wanted is TcpPolicy.KEEP and not address_moves_along:
+    if wanted is TcpPolicy.KEEP and not moves:
         raise Refused(
             ErrorCode.NOT_MIGRATABLE,
             f"the address of {container.name} does not move along, so its connections can't be kept",
             hint="give it a static address on a network that both hosts share (macvlan), or use --tcp close",
         )
     if wanted in (TcpPolicy.AUTO, TcpPolicy.REFUSE):
-        return TcpPolicy.KEEP if address_moves_along else TcpPolicy.CLOSE
+        return TcpPolicy.KEEP if moves else TcpPolicy.CLOSE
     return wanted
-
-
-def established_connections(pid: int) -> int:
-    """Established TCP connections in the network namespace of a process, those over loopback included."""
-    count = 0
-    for name in ("tcp", "tcp6"):
-        try:
-            lines = Path(f"/proc/{pid}/net/{name}").read_text().splitlines()[1:]
-        except OSError:
-            continue
-        count += sum(line.split()[3] == ESTABLISHED for line in lines)
-    return count
 
 
 def _trees(container: Container, volumes: Sequence[Volume]) -> list[Tree]:
@@ -233,13 +229,6 @@ def id_map(pid: int) -> IdMap:
         return () if all(each.container == each.host for each in found) else found
 
     return IdMap(ranges("uid_map"), ranges("gid_map"))
-
-
-def _logs(data_root: str, container: Container) -> tuple[tuple[str, Path], ...]:
-    """Log files that are there now, the oldest first."""
-    places = belongings.log_places(Path(data_root), container.id)
-    found = [(name, path) for name, path in places.items() if path.is_file()]
-    return tuple(sorted(found, key=lambda one: one[0].count(".") == 1))
 
 
 def _tree_bytes(root: str) -> int:

@@ -38,7 +38,7 @@ class Run:
         self.parts: list[Part] = []
         self.notes: list[str] = []
         self.figures: dict[str, float] = {}
-        """Milliseconds by name (freeze_ms, dump_ms, restore_ms, blackout_ms), and `frozen_at` on the monotonic clock."""
+        """Milliseconds by name (freeze_ms, dump_ms, restore_ms, blackout_ms); `frozen_at` on the monotonic clock."""
         self.target_phases: tuple[PhaseTime, ...] = ()
         self.undo_failed: list[str] = []
         self.doubt: ErrorInfo | None = None

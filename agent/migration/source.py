@@ -38,9 +38,11 @@ async def migrate(run: Run, subject: Subject, host: Host, peer: PeerClient, stra
         await host.docker.set_restart_policy(subject.id, {"Name": "no"})  # nobody else may start a copy
 
         await leaving.send_missing_layers(run, subject, host, peer, answer)
+        passes = FilePasses(run, subject, peer)
+        run.notes += (await peer.create(run.id)).notes
+        await passes.log()
         await peer.stage(run.id)  # dockerd's and the runtime's work there is done; the runtime waits
         await run.enter(Phase.COPYING)
-        passes = FilePasses(run, subject, peer)
         await passes.first()
         undo.first("remove the images", strategy.release, run, host)
         await strategy.copy_while_running(run, subject, host, peer)

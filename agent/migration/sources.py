@@ -135,6 +135,7 @@ class Sources:
     async def _story(self, run: Run, request: Migrate) -> None:
         subject = await preflight.examine(self._host, request, run.id)
         await run.note_down(**subject.to_record())
+        run.notes += subject.notes
         run.strategy = strategy_for(request)
         async with await self._peers(request.to) as peer:
             await source.migrate(run, subject, self._host, peer, strategies[run.strategy]())

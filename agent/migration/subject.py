@@ -31,10 +31,14 @@ class Subject:
     auto_remove: bool
     offer: Offer
     trees: tuple[Tree, ...]
-    logs: tuple[tuple[str, Path], ...]
-    """Name on the wire -> file, the newest (the one being written) last."""
+    data_root: Path
+    """dockerd's folder, where the container's log files are."""
     after: SourcePolicy
     memory_bytes: int
+    watched: tuple[str, ...] = ()
+    """Paths under an inotify watch; CRIU finds them only if told."""
+    notes: tuple[str, ...] = ()
+    """What will not be exactly as before, each a sentence."""
 
     def to_record(self) -> dict[str, Any]:
         """What a restarted agent needs of it, for the journal."""
@@ -44,6 +48,7 @@ class Subject:
             "restart_policy": dict(self.restart_policy),
             "auto_remove": self.auto_remove,
             "offer": self.offer.model_dump(mode="json"),
+            "data_root": str(self.data_root),
             "memory_bytes": self.memory_bytes,
         }
 
@@ -61,7 +66,7 @@ def from_record(record: Mapping[str, Any]) -> Subject:
         auto_remove=record["auto_remove"],
         offer=offer,
         trees=(),
-        logs=(),
+        data_root=Path(record["data_root"]),
         after=offer.after,
         memory_bytes=record["memory_bytes"],
     )

@@ -27,8 +27,9 @@ from agent.migration import belongings
 from agent.migration.host import Host
 from agent.migration.run import Run
 from agent.network import identity, lock
+from agent.prework import container_log
 from agent.prework.stream import unpacked
-from protocol.peer import Manifest, Offer, Prepared, Running, SentPart, Staged
+from protocol.peer import Created, Manifest, Offer, Prepared, Running, SentPart, Staged
 from protocol.status import Phase
 
 log = logging.getLogger("agent.target")
@@ -76,8 +77,8 @@ class Target:
         await self._host.docker.load_image(aiter(stream))
         self._took(stream.part("layers"))
 
-    async def stage(self) -> Staged:
-        """Create the container and call its start: all that can be done before the freeze is done before it."""
+    async def create(self) -> Created:
+        """Create the container, with no restart policy, and what it needs around it."""
         docker = self._host.docker
         image = await belongings.image_here(docker, self.offer.image)
         self.run.notes += image.notes
@@ -87,23 +88,40 @@ class Target:
         await self.run.note_down(creating=self.offer.container)
         created = await docker.create(self.offer.container, body)
         await self.run.note_down(container_id=created)
-        self._hand_over = HandOver(self._host.shell, created)
+        return Created(container_id=created, notes=tuple(self.run.notes))
+
+    async def log(self, stream: Stream) -> None:
+        """The log files so far. dockerd notes their size at the start, so they have to be there before it."""
+        places = container_log.places(Path(await self._host.docker.data_root()), self.container_id)
+        places["local.log"].parent.mkdir(mode=0o700, exist_ok=True)
+        with self._streaming():
+            await self._take_segments(stream, places["json.log"].parent, places)
+            self._took(stream.part("log"))
+        for path in places.values():
+            if path.exists():
+                path.chmod(0o640)  # as dockerd makes them
+
+    async def stage(self) -> Staged:
+        """Call the container's start: all that dockerd, containerd and the runtime can do before the freeze is done."""
+        self._hand_over = HandOver(self._host.shell, self.container_id)
         await self._hand_over.lay_out(
             image_bytes=image_room(self.offer),
             criu_conf=CriuOptions(tcp=self.offer.tcp).for_restore(),
             stand_in=self._addresses(),
         )
-        self._start = asyncio.create_task(docker.start(created), name=f"start {created[:12]}")
+        self._start = asyncio.create_task(
+            self._host.docker.start(self.container_id), name=f"start {self.container_id[:12]}"
+        )
         await self._next_event("staged")
         self._staged = self._hand_over.staged()
         if self._staged.network_attached_early:
             # the network comes with a hook of dockerd's own, before the restore: no stand-in is needed
-            (self._hand_over.path / "addresses").write_text("")
+            self._hand_over.without_stand_in()
         await self.run.enter(Phase.STAGED)
-        return Staged(container_id=created, notes=tuple(self.run.notes))
+        return Staged(network_attached_early=self._staged.network_attached_early)
 
     async def files(self, name: str, stream: Stream) -> None:
-        """One pass of the writable layer (`root:...`), of a volume (`volume:NAME:...`), or of the logs (`log:...`)."""
+        """One pass of the writable layer (`root:N`) or of a volume (`volume:NAME:N`)."""
         with self._streaming():
             await self._files(name, stream)
             self._took(stream.part(name))
@@ -112,9 +130,7 @@ class Target:
         if self._staged is None:
             raise StepFailed("the container is not staged here")
         kind, *rest = name.split(":")
-        if kind == "log":
-            await self._take_segments(stream, self._staged.root, await self._log_places())
-        elif kind == "root":
+        if kind == "root":
             await unpacked(aiter(stream), str(self._staged.root), ids=self._staged.ids, devices=True)
         elif kind == "volume" and len(rest) >= 1:
             place = await belongings.volume_path(self._host, self.run, rest[0])
@@ -123,6 +139,14 @@ class Target:
             raise CorruptPart(f"a part of an unknown kind: {name!r}")
 
     # --- the blackout ---
+
+    async def printed(self, stream: Stream) -> None:
+        """What the container has printed since its log files were sent; the runtime prints it again."""
+        if self._hand_over is None:
+            raise StepFailed("the container is not staged here")
+        with self._streaming():
+            await self._hand_over.keep_printed(aiter(stream))
+            self._took(stream.part("printed"))
 
     async def images(self, stream: Stream) -> None:
         if self._hand_over is None:
@@ -143,7 +167,7 @@ class Target:
         self._check_arrived(manifest)
         await self.run.enter(Phase.RESTORING)
         self._hand_over.say("restore")
-        await self._next_event("restored")
+        await self._restored()
         assert self._start is not None
         await self._start  # dockerd has the container now, whatever becomes of this agent
         result = self._hand_over.result()
@@ -258,16 +282,23 @@ class Target:
     def _took(self, part: SentPart) -> None:
         self._parts[part.name] = part
 
-    async def _next_event(self, wanted: str) -> None:
+    async def _restored(self) -> None:
+        """Both have to be: the tasks restored, and what they had printed before printed again."""
+        wanted = {"restored", "printed"}
+        while wanted:
+            wanted.discard(await self._next_event(*sorted(wanted)))
+
+    async def _next_event(self, *wanted: str) -> str:
         """The runtime's word, or the reason why dockerd's start ended without it."""
         assert self._hand_over is not None
         assert self._start is not None
         hearing = asyncio.create_task(self._hand_over.event(), name=f"hear {wanted}")
+        ended = {self._start} if wanted != ("printed",) else set()  # it may come after the start has returned
         giving_up = asyncio.create_task(self._given_up.wait(), name="give up")
         try:
-            await asyncio.wait({hearing, self._start, giving_up}, return_when=asyncio.FIRST_COMPLETED)
-            if hearing.done() and hearing.result() == wanted:
-                return
+            await asyncio.wait({hearing, giving_up, *ended}, return_when=asyncio.FIRST_COMPLETED)
+            if hearing.done() and hearing.result() in wanted:
+                return hearing.result()
         finally:
             hearing.cancel()
             giving_up.cancel()
@@ -281,8 +312,8 @@ class Target:
                 async with asyncio.timeout(self._host.settings.deadlines.docker):
                     await self._start
         raise RestoreFailed(
-            f"the container can't be {wanted} here" + (f": {reason}" if reason else ""),
-            hint="the lines below are CRIU's own" if wanted == "restored" else "",
+            f"the container can't be {wanted[-1]} here" + (f": {reason}" if reason else ""),
+            hint="the lines below are CRIU's own" if wanted[-1] == "restored" else "",
             detail=(*logs.digest(self._hand_over.work / "restore.log"), *([reason] if reason else [])),
         )
 
@@ -296,9 +327,6 @@ class Target:
             raise StepFailed(f"there is no room for the images: {error}", hint="free memory on the target") from error
         finally:
             writer.close()
-
-    async def _log_places(self) -> dict[str, Path]:
-        return belongings.log_places(Path(await self._host.docker.data_root()), self.container_id)
 
     def _check_arrived(self, manifest: Manifest) -> None:
         assert self._hand_over is not None

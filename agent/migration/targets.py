@@ -19,7 +19,7 @@ from agent.migration.machine import OnRestart, Role
 from agent.migration.run import Run
 from agent.migration.target import Target, image_room, offer_from
 from protocol.errors import ErrorCode
-from protocol.peer import Answer, Decision, DecisionKind, Manifest, Offer, Prepared, Running, Staged
+from protocol.peer import Answer, Created, Decision, DecisionKind, Manifest, Offer, Prepared, Running, Staged
 from protocol.status import Phase
 
 log = logging.getLogger("agent.target")
@@ -86,19 +86,25 @@ class Targets:
     async def layers(self, peer: str, migration: str, stream: Stream) -> None:
         await self._step(peer, migration, lambda target: target.layers(stream))
 
+    async def create(self, peer: str, migration: str) -> Created:
+        return await self._step(peer, migration, lambda target: target.create())
+
+    async def log(self, peer: str, migration: str, stream: Stream) -> None:
+        await self._slot(peer, migration).target.log(stream)
+
     async def stage(self, peer: str, migration: str) -> Staged:
         return await self._step(peer, migration, lambda target: target.stage())
 
+    # not under the lock: the trees, what was printed and the images come at once
+
     async def files(self, peer: str, migration: str, name: str, stream: Stream) -> None:
-        # not under the lock: the trees, the logs and the images come at once
-        slot = self._slot(peer, migration)
-        slot.target.last_contact = time.monotonic()
-        await slot.target.files(name, stream)
+        await self._slot(peer, migration).target.files(name, stream)
+
+    async def printed(self, peer: str, migration: str, stream: Stream) -> None:
+        await self._slot(peer, migration).target.printed(stream)
 
     async def images(self, peer: str, migration: str, stream: Stream) -> None:
-        slot = self._slot(peer, migration)
-        slot.target.last_contact = time.monotonic()
-        await slot.target.images(stream)
+        await self._slot(peer, migration).target.images(stream)
 
     async def prepare(self, peer: str, migration: str, manifest: Manifest) -> Prepared:
         return await self._step(peer, migration, lambda target: target.prepare(manifest))

@@ -6,6 +6,7 @@ is loaded and the bundle is amended: inside the blackout this starts runc and no
 
 import json
 import os
+import struct
 import subprocess
 import sys
 import time
@@ -86,6 +87,32 @@ def wait_for_word(folder: str) -> str:
     return said.split(b"\n", 1)[0].decode()
 
 
+def print_again(folder: str) -> None:
+    """Print what the container had printed since the first pass of its log, into the pipes that it prints to.
+
+    By a child: containerd reads the pipes only when `create` has returned, so more than a pipe holds would block it.
+    The container does not run before the agent has heard `printed`.
+    """
+    path = f"{folder}/{handover.LOG}"
+    if not os.path.exists(path) or os.path.getsize(path) == 0:  # noqa: PTH110, PTH202
+        tell(folder, "printed")
+        return
+    if os.fork() != 0:
+        return
+    code = 1
+    try:
+        with open(path, "rb") as file:  # noqa: PTH123
+            while len(head := file.read(5)) == 5:
+                stream, length = struct.unpack(">BI", head)
+                left = memoryview(file.read(length))
+                while left:
+                    left = left[os.write(stream, left) :]
+        tell(folder, "printed")
+        code = 0
+    finally:
+        os._exit(code)
+
+
 def main(argv: list[str]) -> int:
     global_flags, flags, container = split_call(argv)
     folder = handover.folder(container)
@@ -118,6 +145,7 @@ def main(argv: list[str]) -> int:
         print("transship: the migration was taken back", file=sys.stderr)
         return 1
     began = time.time()
+    print_again(folder)
     code = subprocess.call(command)
     write(f"{folder}/{handover.RESULT}", {"code": code, "began": began, "ended": time.time(), "command": command})
     tell(folder, "restored" if code == 0 else "failed")

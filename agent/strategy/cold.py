@@ -38,7 +38,7 @@ class Cold:
         DUMPS.chmod(0o700)
         (folder / "work").mkdir(exist_ok=True, mode=0o700)
         await mount_tmpfs(host.shell, folder / "images", int(subject.memory_bytes * ROOM_FACTOR) + ROOM)
-        options = criu.CriuOptions(tcp=subject.offer.tcp)
+        options = criu.CriuOptions(tcp=subject.offer.tcp, watched=subject.watched)
         (folder / "criu.conf").write_text(options.for_dump())
         criu.make_shadow_root(subject.id, folder / "criu.conf", folder / "root")
 

@@ -1,0 +1,185 @@
+"""Every field of `docker inspect`, and what a move makes of it: the table behind docs/fidelity.md.
+
+Known are Docker 26 (API 1.45) to 28.5 (1.51). A field that is not here came with an engine that nobody has looked at
+yet: spec.py passes it on where it can and says so, and the fidelity test fails.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Final
+
+
+class Fate(StrEnum):
+    KEPT = "kept"  # the same value on the target
+    REFUSED = "refused"  # some values stand against a move (obstacles.py); the others are kept
+    RECREATED = "recreated"  # made again by the target's engine; may have another value
+    IGNORED = "ignored"  # says nothing that could be kept
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    path: str
+    fate: Fate
+    reason: str = ""
+
+
+# Rows: where, fate, names, reason. `Networks.*` is any network; `[]` any element of a list.
+_ROWS: Final = (
+    ("", Fate.KEPT, "Name Path Args Platform", ""),
+    ("", Fate.RECREATED, "Id Created RestartCount", "it is a new container for the target's engine"),
+    ("", Fate.RECREATED, "Image ImageManifestDescriptor", "the same layers; each image store has its own id for them"),
+    ("", Fate.RECREATED, "ResolvConfPath HostnamePath HostsPath LogPath", "files of the engine"),
+    ("", Fate.RECREATED, "Driver", "the storage driver of the target"),
+    ("", Fate.RECREATED, "MountLabel ProcessLabel AppArmorProfile", "given by the target's security modules"),
+    ("", Fate.REFUSED, "ExecIDs", "a running exec is no part of the dump"),
+    ("", Fate.IGNORED, "Node SizeRw SizeRootFs", "of Swarm's old API, or only shown when asked for"),
+    ("GraphDriver", Fate.RECREATED, "Name Data", "where the target keeps the files"),
+    ("State", Fate.KEPT, "Status Running", ""),
+    ("State", Fate.REFUSED, "Paused Restarting Dead", "only a running container can be moved"),
+    ("State", Fate.RECREATED, "Pid StartedAt", "the target started it"),
+    ("State", Fate.RECREATED, "Health", "begins as starting until the next probe"),
+    ("State", Fate.IGNORED, "OOMKilled ExitCode Error FinishedAt", "of an earlier end"),
+    (
+        "Config",
+        Fate.KEPT,
+        (
+            "Hostname Domainname User AttachStdin AttachStdout AttachStderr ExposedPorts OpenStdin StdinOnce Env Cmd "
+            "Healthcheck ArgsEscaped Image Volumes WorkingDir Entrypoint NetworkDisabled OnBuild Labels StopSignal "
+            "StopTimeout Shell"
+        ),
+        "",
+    ),
+    ("Config", Fate.REFUSED, "Tty", "the other end of the terminal is on the source"),
+    ("Config", Fate.RECREATED, "MacAddress", "shows the address on the first network, also where the move pinned it"),
+    (
+        "HostConfig",
+        Fate.KEPT,
+        (
+            "Binds ContainerIDFile LogConfig PortBindings RestartPolicy AutoRemove VolumeDriver ConsoleSize "
+            "Annotations CapAdd CapDrop CgroupnsMode Dns DnsOptions DnsSearch ExtraHosts GroupAdd Cgroup OomScoreAdj "
+            "PublishAllPorts ReadonlyRootfs SecurityOpt StorageOpt Tmpfs ShmSize Sysctls Init MaskedPaths ReadonlyPaths"
+        ),
+        "",
+    ),
+    (
+        "HostConfig",
+        Fate.KEPT,
+        (
+            "CpuShares Memory NanoCpus CgroupParent BlkioWeight BlkioWeightDevice BlkioDeviceReadBps "
+            "BlkioDeviceWriteBps BlkioDeviceReadIOps BlkioDeviceWriteIOps CpuPeriod CpuQuota CpuRealtimePeriod "
+            "CpuRealtimeRuntime CpusetCpus CpusetMems Devices DeviceCgroupRules "
+            "KernelMemory KernelMemoryTCP MemoryReservation MemorySwap MemorySwappiness OomKillDisable PidsLimit "
+            "Ulimits"
+        ),
+        "",
+    ),
+    ("HostConfig", Fate.IGNORED, "CpuCount CpuPercent IOMaximumIOps IOMaximumBandwidth Isolation", "of Windows"),
+    ("HostConfig", Fate.REFUSED, "NetworkMode", "the host's network, or another container's"),
+    (
+        "HostConfig",
+        Fate.REFUSED,
+        "IpcMode PidMode UTSMode UsernsMode",
+        "a namespace shared with the host or a container",
+    ),
+    ("HostConfig", Fate.REFUSED, "Privileged", "it has all devices of the source"),
+    ("HostConfig", Fate.REFUSED, "DeviceRequests", "GPUs and the like have state of their own"),
+    ("HostConfig", Fate.REFUSED, "Links", "legacy links lead to containers that stay behind"),
+    ("HostConfig", Fate.RECREATED, "Runtime", "the target's runtime that restores"),
+    ("HostConfig", Fate.RECREATED, "Mounts", "anonymous and borrowed volumes are added with their names"),
+    ("HostConfig", Fate.RECREATED, "VolumesFrom", "its mounts are written out one by one"),
+    ("Mounts[]", Fate.KEPT, "Type Name Destination Driver RW", ""),
+    ("Mounts[]", Fate.RECREATED, "Source", "where the target keeps the volume; of a bind mount it is kept"),
+    ("Mounts[]", Fate.RECREATED, "Mode Propagation", "follow from Binds and Mounts"),
+    ("NetworkSettings", Fate.RECREATED, "Bridge SandboxID SandboxKey", "the target's network sandbox"),
+    ("NetworkSettings", Fate.RECREATED, "Ports", "a port of Docker's choice is chosen again"),
+    (
+        "NetworkSettings",
+        Fate.IGNORED,
+        "HairpinMode LinkLocalIPv6Address LinkLocalIPv6PrefixLen SecondaryIPAddresses SecondaryIPv6Addresses",
+        "never set",
+    ),
+    (
+        "NetworkSettings",
+        Fate.IGNORED,
+        "EndpointID Gateway GlobalIPv6Address GlobalIPv6PrefixLen IPAddress IPPrefixLen IPv6Gateway MacAddress",
+        "a copy of Networks.bridge",
+    ),
+    ("NetworkSettings.Networks.*", Fate.KEPT, "Links Aliases DriverOpts GwPriority", ""),
+    (
+        "NetworkSettings.Networks.*",
+        Fate.RECREATED,
+        "NetworkID EndpointID Gateway IPv6Gateway",
+        "of the target's network",
+    ),
+    ("NetworkSettings.Networks.*", Fate.RECREATED, "IPAMConfig", "also shows the addresses that the move pinned"),
+    (
+        "NetworkSettings.Networks.*",
+        Fate.RECREATED,
+        "IPAddress IPPrefixLen GlobalIPv6Address GlobalIPv6PrefixLen MacAddress",
+        "kept but on the default bridge, which takes no wishes, and where the target's network has another subnet",
+    ),
+    ("NetworkSettings.Networks.*", Fate.RECREATED, "DNSNames", "the old short id stays as the host name"),
+)
+
+KNOWN_FIELDS: Final[Mapping[str, Field]] = {
+    path: Field(path, fate, reason)
+    for where, fate, names, reason in _ROWS
+    for path in (f"{where}.{name}".lstrip(".") for name in names.split())
+}
+
+# What is looked into; every other value is one field, whatever is in it.
+_INNER: Final = {"Config", "HostConfig", "State", "GraphDriver", "NetworkSettings"}
+_EVERY: Final = {"NetworkSettings.Networks": ".*", "Mounts": "[]"}
+
+
+def fields_of(inspect: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
+    """The fields of an inspect: path in the table, path in this container, value."""
+    yield from _walk(inspect, "", "")
+
+
+def _walk(node: Mapping[str, Any], path: str, shown: str) -> Iterator[tuple[str, str, Any]]:
+    for key, value in node.items():
+        here, there = f"{path}.{key}".lstrip("."), f"{shown}.{key}".lstrip(".")
+        if here in _INNER:
+            yield from _walk(value or {}, here, there)
+        elif here in _EVERY:
+            named = value if isinstance(value, dict) else {mount["Destination"]: mount for mount in value or ()}
+            for name, entry in named.items():
+                yield from _walk(entry or {}, here + _EVERY[here], f"{there}[{name}]")
+        else:
+            yield here, there, value
+
+
+def unknown_fields(inspect: Mapping[str, Any]) -> tuple[str, ...]:
+    """Fields that this table does not have."""
+    return tuple(sorted({path for path, _, _ in fields_of(inspect) if path not in KNOWN_FIELDS}))
+
+
+def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[str, ...]:
+    """What is not as it was though the table says kept, each a sentence; empty when the move was faithful."""
+    was = {shown: (path, value) for path, shown, value in fields_of(before)}
+    now = {shown: (path, value) for path, shown, value in fields_of(after)}
+    found: list[str] = []
+    for shown in sorted(was | now):
+        path, old = was.get(shown) or (now[shown][0], None)
+        new = now[shown][1] if shown in now else None
+        field = KNOWN_FIELDS.get(path)
+        if field is None:
+            found.append(f"{shown} is not known")
+        elif field.fate in (Fate.KEPT, Fate.REFUSED) and not _same(path, old, new):
+            found.append(f"{shown} was {old!r} and is {new!r}")
+    return tuple(found)
+
+
+def _same(path: str, old: Any, new: Any) -> bool:
+    if path == "HostConfig.MemorySwappiness":  # there 0 is a wish, and null is none
+        return bool(old == new)
+    # Engines differ in which of null, [], {}, "", 0 and false they show for nothing.
+    return bool((old or None) == (new or None))
+
+
+def as_markdown() -> str:
+    """The table for docs/fidelity.md."""
+    rows = [f"| `{field.path}` | {field.fate} | {field.reason} |" for field in KNOWN_FIELDS.values()]
+    return "\n".join(["| field of docker inspect | on the target | why |", "|---|---|---|", *rows]) + "\n"

@@ -1,0 +1,221 @@
+"""What stands against moving a container, as far as the source can see: each a code, a sentence and a hint.
+
+Pure: judges what Docker (docker_model) and the kernel (view.py) say. The lists of what CRIU can carry are those of
+CRIU 4.2 (`criu/files.c: dump_one_file`, `criu/sockets.c`, `criu/namespaces.c`). What the target has against it, it
+says itself.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+from agent.doors.docker_model import Container, Exec
+from agent.migration.view import OpenFile, View
+from protocol import peer
+from protocol.errors import ErrorCode, Reason
+
+ANON_INODES: Final = frozenset({"eventfd", "eventpoll", "inotify", "fanotify", "signalfd", "timerfd", "pidfd"})
+PROTOCOLS: Final = frozenset(
+    {"TCP", "TCPv6", "UDP", "UDPv6", "UDP-Lite", "UDPLITEv6", "RAW", "RAWv6", "PING", "PINGv6"}
+    | {"UNIX", "UNIX-STREAM", "NETLINK", "PACKET"}
+)
+DEVICES: Final = frozenset({(10, 200), (10, 235)})  # /dev/net/tun, /dev/autofs
+# Memory devices (null, zero, random, ...); terminals, which CRIU makes again in the container's own devpts.
+DEVICE_MAJORS: Final = frozenset({1, 4, 5, *range(128, 144), 188, 204})
+HARDWARE: Final = ("/dev/nvidia", "/dev/dri", "/dev/kfd", "/dev/infiniband", "/dev/vfio", "/dev/kvm", "/dev/sgx")
+RUNTIMES: Final = frozenset({"", "runc", "io.containerd.runc.v2"})
+OWN_LOGS: Final = frozenset({"json-file", "local", "none", ""})
+SENT_LOGS: Final = frozenset({"journald", "syslog", "gelf", "fluentd", "awslogs", "splunk", "gcplogs", "logentries"})
+NETWORK_DRIVERS: Final = frozenset({"bridge", "macvlan", "ipvlan", "null"})
+SHARED_STORAGE: Final = frozenset({"nfs", "nfs4", "cifs", "smb3", "ceph", "glusterfs", "9p", "lustre"})
+MANAGERS: Final = {"com.docker.swarm.task.id": "Swarm", "io.kubernetes.pod.uid": "Kubernetes"}
+HINTS: Final = {
+    "io_uring": "switch io_uring off in the program (redis: io-uring no; node: UV_USE_IO_URING=0)",
+    "MPTCP": "start the program without multipath TCP (Go: GODEBUG=multipathtcp=0)",
+    "MPTCPv6": "start the program without multipath TCP (Go: GODEBUG=multipathtcp=0)",
+}
+
+
+def obstacles(
+    container: Container, view: View, execs: Sequence[Exec] = (), runtime: str = "transship"
+) -> tuple[Reason, ...]:
+    """Everything against it; empty if it can be moved. `execs` are the running ones, `runtime` is ours."""
+    foreign = tuple(found for found in execs if not _is_probe(container, found))
+    found = [
+        *_state(container),
+        *_namespaces(container),
+        *_privileges(container, runtime),
+        *_surroundings(container),
+        *_execs(foreign),
+        *_tasks(view, {found.pid for found in execs}),
+        *_files(view),
+        *_unix_sockets(view),
+    ]
+    return tuple(dict.fromkeys(found))
+
+
+def belongings_against(networks: Sequence[peer.Network], volumes: Sequence[peer.Volume]) -> tuple[Reason, ...]:
+    """What in its networks and volumes can't be made again or carried."""
+    return tuple(dict.fromkeys([*_networks(networks), *_volumes(volumes)]))
+
+
+def warnings(container: Container, view: View) -> tuple[str, ...]:
+    """What does not stand against a move, but will be noticed."""
+    return tuple(dict.fromkeys(_warnings(container, view)))
+
+
+def _no(message: str, hint: str = "", code: ErrorCode = ErrorCode.NOT_MIGRATABLE) -> Reason:
+    return Reason(code=code, message=message, hint=hint)
+
+
+# As Docker says
+
+
+def _state(container: Container) -> Iterator[Reason]:
+    if container.paused:
+        yield _no("it is paused", "docker unpause it, then move it", ErrorCode.NOT_RUNNING)
+    elif not container.running or container.state != "running":
+        hint = "only a running container has state to move; create a stopped one anew at the target"
+        yield _no(f"it is {container.state}", hint, ErrorCode.NOT_RUNNING)
+    if container.tty:
+        yield _no("it has a terminal (docker run --tty), whose other end is on this host", "run it without --tty")
+
+
+def _namespaces(container: Container) -> Iterator[Reason]:
+    host = container.raw["HostConfig"]
+    for key, what in (("NetworkMode", "network"), ("PidMode", "process"), ("IpcMode", "IPC"), ("UTSMode", "UTS")):
+        mode = str(host.get(key) or "")
+        if mode == "host":
+            yield _no(f"it shares the {what} namespace of the host", f"give it a {what} namespace of its own")
+        elif mode.startswith("container:"):
+            other = mode.removeprefix("container:")[:12]
+            yield _no(f"it shares the {what} namespace of container {other}, which stays here")
+    if host.get("IpcMode") == "shareable":
+        hint = "run it with --ipc private, which is Docker's default"
+        yield _no("its /dev/shm is a mount on this host (--ipc shareable), whose content does not come along", hint)
+    if host.get("UsernsMode") == "host":
+        yield _no("it is exempt from user namespace remapping (--userns host)")
+
+
+def _privileges(container: Container, runtime: str) -> Iterator[Reason]:
+    host = container.raw["HostConfig"]
+    if host.get("Privileged"):
+        yield _no("it is privileged, with all devices of this host", "give it the capabilities and devices it needs")
+    if host.get("DeviceRequests"):
+        yield _no("it uses a GPU or the like (--gpus), whose state can't be carried")
+    for device in host.get("Devices") or ():
+        if device["PathOnHost"].startswith(HARDWARE):
+            yield _no(f"it uses the device {device['PathOnHost']}, whose state can't be carried")
+    if container.runtime not in (*RUNTIMES, runtime):
+        yield _no(f"it is run by {container.runtime}", "only containers of runc can be checkpointed")
+    if host.get("Links"):
+        yield _no("it has legacy links (--link) to containers that stay here", "put both on a user-defined network")
+
+
+def _surroundings(container: Container) -> Iterator[Reason]:
+    for label, manager in MANAGERS.items():
+        if label in container.labels:
+            yield _no(f"it belongs to {manager}, which would start another in its place")
+    if container.log_driver not in OWN_LOGS | SENT_LOGS:
+        yield _no(f"its log driver {container.log_driver} is a plugin of this host")
+    for mount in container.mounts:
+        if mount.kind not in ("volume", "bind", "tmpfs"):
+            yield _no(f"its mount {mount.destination} is of the kind {mount.kind}, which can't be made again elsewhere")
+        elif mount.kind == "volume" and mount.driver not in ("local", ""):
+            yield _no(f"its volume {mount.name} is of the driver {mount.driver}, a plugin of this host")
+
+
+def _is_probe(container: Container, found: Exec) -> bool:
+    """A probe of its health: it ends by itself within moments, and the next one runs on the target."""
+    config = container.raw["Config"]
+    kind, *words = (config.get("Healthcheck") or {}).get("Test") or ["NONE"]
+    if kind == "CMD-SHELL":
+        words = [*(config.get("Shell") or ("/bin/sh", "-c")), *words]
+    return kind != "NONE" and found.command == " ".join(words)
+
+
+def _execs(execs: Sequence[Exec]) -> Iterator[Reason]:
+    for found in execs:
+        yield _no(
+            f"`{found.command}` was started in it by docker exec and still runs", "end it, then move", ErrorCode.BUSY
+        )
+
+
+def _networks(networks: Sequence[peer.Network]) -> Iterator[Reason]:
+    for network in networks:
+        if not network.driver:
+            yield _no(f"its network {network.name} is gone on this host")
+        elif network.driver == "host":
+            yield _no("it shares the network namespace of the host", "give it a network namespace of its own")
+        elif network.driver not in NETWORK_DRIVERS:
+            yield _no(f"its network {network.name} is of the driver {network.driver}, which is not supported")
+
+
+def _volumes(volumes: Sequence[peer.Volume]) -> Iterator[Reason]:
+    for volume in volumes:
+        device, kind = volume.options.get("device", ""), volume.options.get("type", "")
+        if volume.kind == "volume" and device and kind not in SHARED_STORAGE:
+            message = f"its volume {volume.name} is a mount of {device} on this host, whose content does not come along"
+            yield _no(message, "use a plain local volume, or one on shared storage")
+
+
+# As the kernel says
+
+
+def _tasks(view: View, execs: set[int]) -> Iterator[Reason]:
+    pids = {process.pid for process in view.processes}
+    own = {process.pid: process.namespaces for process in view.processes}.get(view.init, {})
+    for process in view.processes:
+        who = f"{process.name} (pid {process.inner_pid} in it)"
+        if process.tracer:
+            yield _no(f"{who} is being traced", "detach the debugger", ErrorCode.BUSY)
+        if process.pid != view.init and process.parent not in pids and process.pid not in execs:
+            yield _no(f"{who} was put into it from outside", "end it, then move", ErrorCode.BUSY)
+        for kind, name in process.namespaces.items():
+            if own.get(kind, name) != name:
+                yield _no(f"{who} has a {kind} namespace of its own, and CRIU carries one for all")
+
+
+def _files(view: View) -> Iterator[Reason]:
+    for process in view.processes:
+        for opened in process.files:
+            if not _carried(opened):
+                what = {"socket": f"a socket of {opened.name}", "anon": opened.name}.get(opened.kind, opened.name)
+                verb = "maps" if opened.fd < 0 else "has open"
+                yield _no(f"{process.name} {verb} {what}, which CRIU can't carry", HINTS.get(opened.name, ""))
+    if view.lost_watches:
+        yield _no(f"{view.lost_watches} of its inotify watches are on files that have no path any more")
+
+
+def _carried(opened: OpenFile) -> bool:
+    match opened.kind:
+        case "anon":
+            return opened.fd >= 0 and opened.name in ANON_INODES
+        case "socket":
+            return opened.name in PROTOCOLS
+        case "char":
+            return opened.device is not None and (opened.device[0] in DEVICE_MAJORS or opened.device in DEVICES)
+    return False
+
+
+def _unix_sockets(view: View) -> Iterator[Reason]:
+    """Connections that leave the container: Docker's own socket, a system bus, a log."""
+    held = {opened.inode: process.name for process in view.processes for opened in process.files if opened.inode}
+    names = {found.inode: found.name for found in view.unix}
+    for found in view.unix:
+        if found.inode in held and found.peer and found.peer not in held:
+            name = names.get(found.peer, "*")
+            where = f"to {name}" if name != "*" else "without a name"
+            yield _no(
+                f"{held[found.inode]} has a UNIX socket connection {where} with a process outside",
+                "close it, then move; a mounted socket that is not connected is no obstacle",
+            )
+
+
+def _warnings(container: Container, view: View) -> Iterator[str]:
+    if container.log_driver in SENT_LOGS:
+        yield f"its log lines so far stay where the driver {container.log_driver} sent them from here"
+    for process in view.processes:
+        if process.state == "D":
+            yield f"{process.name} waits in the kernel; if it does not come back in time, the freeze is taken back"
+    if container.auto_remove:
+        yield "it is removed when it ends (--rm), so it can't be kept on this host after the move"
