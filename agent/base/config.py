@@ -57,8 +57,6 @@ class Deadlines(_Section):
     connect: float = 5.0
     offer: float = 30.0
     stage: float = 120.0
-    idle: float = 30.0
-    """Without a byte on a stream."""
     freeze: float = 10.0
     dump: float = 300.0
     prepare: float = 120.0

@@ -6,6 +6,7 @@ What the peer refused is raised here as the same class of error that it was ther
 import hashlib
 import json
 import logging
+import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any, Self, TypeVar
@@ -15,7 +16,7 @@ from pydantic import ValidationError
 
 from agent.base.config import Deadlines, PeerLink
 from agent.base.errors import Refused, TransferFailed, from_wire
-from agent.doors.tls import client_context
+from agent.doors.tls import client_context, watch_for_death
 from protocol.base import WireModel
 from protocol.errors import ErrorCode, ErrorInfo
 from protocol.peer import Answer, Created, Decision, Manifest, Offer, Prepared, Running, SentPart, Staged
@@ -49,7 +50,7 @@ class PeerClient:
     def _open_session(self) -> aiohttp.ClientSession:
         if self._session is None:
             # keep-alive for long: in the blackout no handshake may be needed
-            connector = aiohttp.TCPConnector(ssl=self._context, keepalive_timeout=600, limit=8)
+            connector = aiohttp.TCPConnector(ssl=self._context, keepalive_timeout=600, limit=8, socket_factory=_socket)
             self._session = aiohttp.ClientSession(connector=connector, auto_decompress=False)
         return self._session
 
@@ -157,6 +158,13 @@ class PeerClient:
         if response.status >= 400:
             raise _error(response.status, body, self.name)
         return body
+
+
+def _socket(address: aiohttp.AddrInfoType) -> socket.socket:
+    family, kind, protocol, _, _ = address
+    made = socket.socket(family, kind, protocol)
+    watch_for_death(made)
+    return made
 
 
 def _parse(model: type[M], body: bytes) -> M:

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from agent.base.config import PeerLink
 from agent.base.errors import AgentError, CorruptPart, Refused, TransferFailed
-from agent.doors.tls import server_context
+from agent.doors.tls import server_context, watch_for_death
 from protocol.base import WireModel
 from protocol.errors import Consequence, ErrorCode, ErrorInfo
 from protocol.peer import Answer, Created, Decision, Manifest, Offer, Prepared, Running, SentPart, Staged
@@ -118,6 +118,8 @@ class PeerServer:
                     f"{peer or 'a caller without a name'} is not an allowed peer of this host",
                     hint="add it to peer.allow in agent.toml",
                 )
+            if request.transport is not None and (sock := request.transport.get_extra_info("socket")) is not None:
+                watch_for_death(sock)
             wire.debug("< peer %s %s %s", peer, request.method, request.path)
             return await handler(request)
         except AgentError as error:

@@ -1,5 +1,6 @@
-"""TLS contexts of the peer link: 1.3 only, and both sides show a certificate of the cluster's own CA."""
+"""The peer link below HTTP: TLS 1.3 only with certificates of the cluster's own CA on both sides; how a dead link shows."""
 
+import socket
 import ssl
 
 from agent.base.config import PeerLink
@@ -23,3 +24,21 @@ def _common(context: ssl.SSLContext, link: PeerLink) -> ssl.SSLContext:
     context.load_verify_locations(link.ca)
     context.load_cert_chain(link.certificate, link.key)
     return context
+
+
+KEEPALIVE_SECONDS = 2
+PROBES = 3
+
+
+def watch_for_death(sock: socket.socket) -> None:
+    """Make a silent link an error within about `KEEPALIVE_SECONDS * (PROBES + 1)` seconds.
+
+    A container may be frozen meanwhile. Keep-alive probes find a link that is dead while nothing is sent, the user
+    time-out (tcp(7)) one that is dead while something is.
+    """
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_SECONDS)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_SECONDS)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, PROBES)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, KEEPALIVE_SECONDS * (PROBES + 1) * 1000)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

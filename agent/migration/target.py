@@ -166,6 +166,8 @@ class Target:
         assert self._hand_over is not None
         self._check_arrived(manifest)
         await self.run.enter(Phase.RESTORING)
+        if self._staged is not None:
+            self._hand_over.give_images_to(self._staged.ids)
         self._hand_over.say("restore")
         await self._restored()
         assert self._start is not None

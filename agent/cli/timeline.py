@@ -1,0 +1,124 @@
+"""The end of a migration as a picture: phases as bars to scale, what was carried, the blackout in large digits."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from agent.cli.output import duration, size
+from protocol.status import ENDED, MigrationReport, Phase
+
+FROZEN = frozenset({Phase.FROZEN, Phase.RESTORING, Phase.PREPARED, Phase.COMMITTED})
+"""Phases of the source in which the container runs nowhere."""
+
+BAR_WIDTH = 40
+_EIGHTHS = " ▏▎▍▌▋▊▉█"
+_DIGITS = {
+    "0": ("┏━┓", "┃ ┃", "┗━┛"),
+    "1": ("━┓ ", " ┃ ", "━┻━"),
+    "2": ("━━┓", "┏━┛", "┗━━"),
+    "3": ("━━┓", "╺━┫", "━━┛"),
+    "4": ("╻ ╻", "┗━┫", "  ╹"),
+    "5": ("┏━━", "┗━┓", "━━┛"),
+    "6": ("┏━╸", "┣━┓", "┗━┛"),
+    "7": ("━━┓", "  ┃", "  ╹"),
+    "8": ("┏━┓", "┣━┫", "┗━┛"),
+    "9": ("┏━┓", "┗━┫", "╺━┛"),
+    ".": (" ", " ", "╹"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """One phase, from its start to the next one's."""
+
+    phase: Phase
+    at_ms: float
+    ms: float
+
+    @property
+    def frozen(self) -> bool:
+        return self.phase in FROZEN
+
+
+def stretches(report: MigrationReport) -> list[Stretch]:
+    """The phases with their lengths; those that end a migration last no time and are left out."""
+    ends = [each.at_ms for each in report.phases[1:]] + [report.total_ms]
+    pairs = zip(report.phases, ends, strict=True)
+    return [Stretch(one.phase, one.at_ms, max(0.0, end - one.at_ms)) for one, end in pairs if one.phase not in ENDED]
+
+
+def bar(start: float, length: float, total: float, width: int = BAR_WIDTH) -> str:
+    """A bar to scale, to an eighth of a character; what took any time at all is seen."""
+    if total <= 0:
+        return ""
+    cells = min(start / total * width, width - 1 / 8)
+    blank, fill = int(cells), length / total * width
+    full, eighth = int(fill), int(fill % 1 * 8)
+    if not full and not eighth:
+        eighth = 1
+    return " " * blank + _EIGHTHS[8] * full + (_EIGHTHS[eighth] if eighth else "")
+
+
+def digits(text: str) -> Text:
+    """Figures three lines high."""
+    rows = [" ".join(_DIGITS[character][row] for character in text) for row in range(3)]
+    return Text("\n".join(rows))
+
+
+def picture(report: MigrationReport) -> RenderableType:
+    parts: list[RenderableType] = [Padding(_phases(report), (1, 0, 1, 2))]
+    if report.blackout_ms is not None:
+        parts.append(Padding(_blackout(report.blackout_ms), (0, 0, 1, 2)))
+    parts += [Text(f"  {line}") for line in _carried(report)]
+    parts += [Text(f"  note: {note}", style="yellow") for note in report.notes]
+    return Group(*parts)
+
+
+def _phases(report: MigrationReport) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold dim")
+    for heading in ("PHASE", "AT", "TOOK", ""):
+        table.add_column(heading, justify="right" if heading in {"AT", "TOOK"} else "left", no_wrap=True)
+    rows = stretches(report)
+    total = max((one.at_ms + one.ms for one in rows), default=0.0)
+    for one in rows:
+        style = "red" if one.frozen else "green"
+        table.add_row(
+            Text(one.phase, style=style),
+            duration(one.at_ms),
+            duration(one.ms),
+            Text(bar(one.at_ms, one.ms, total), style=style),
+        )
+    table.add_row(Text("in all", style="dim"), "", duration(total), "")
+    return table
+
+
+def _blackout(ms: float) -> RenderableType:
+    figure, unit = (f"{ms:.0f}", "ms") if ms < 10_000 else (f"{ms / 1000:.1f}", "s")
+    table = Table.grid(padding=(0, 2))
+    table.add_row(digits(figure), Text(f"\n\n{unit} blackout: frozen here until it ran there"), style="bold")
+    return table
+
+
+def _carried(report: MigrationReport) -> list[str]:
+    running = sum(part.bytes for part in report.parts if not part.frozen)
+    frozen = sum(part.bytes for part in report.parts if part.frozen)
+    spans = {"freeze": report.freeze_ms, "dump": report.dump_ms, "restore": report.restore_ms}
+    lines = [f"carried {size(running)} while it ran, {size(frozen)} while it was frozen"] if report.parts else []
+    known = [f"{name} {duration(ms)}" for name, ms in spans.items() if ms is not None]
+    how = [f"strategy {report.strategy}" + (f" ({report.reason})" if report.reason else "")] if report.strategy else []
+    how += [f"TCP connections: {report.tcp}"] if report.tcp else []
+    lines += [", ".join(line) for line in (known, how) if line]
+    return lines
+
+
+def plain(report: MigrationReport) -> Sequence[str]:
+    """The same for a log file."""
+    spans = ", ".join(f"{one.phase} {duration(one.ms)}" for one in stretches(report))
+    lines = [f"phases: {spans}"] if spans else []
+    if report.blackout_ms is not None:
+        lines.append(f"blackout: {duration(report.blackout_ms)}")
+    return [*lines, *_carried(report), *(f"note: {note}" for note in report.notes)]

@@ -1,0 +1,60 @@
+"""What runs in the containers of demo and tests, and how to tell whether anything of it was lost or came twice."""
+
+from dataclasses import dataclass
+
+from lab.host import Host
+
+COUNTER = """
+import sys, time
+ballast = bytearray({mib} << 20)      # memory that has to move; every page is touched, so that none is only promised
+for page in range(0, len(ballast), 4096):
+    ballast[page] = page >> 12 & 255
+lines = open("/count", "a", buffering=1)
+number, last, widest = 0, time.monotonic(), 0.0
+while True:
+    number += 1
+    now = time.monotonic()
+    widest = max(widest, now - last)
+    last = now
+    ballast[number * 4096 % len(ballast)] = number & 255
+    print(number, flush=True)
+    lines.write(f"{{number}} {{widest:.4f}}\\n")
+    time.sleep({pause})
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """What a counter has left: numbers in its log and in its file."""
+
+    logged: list[int]
+    written: list[int]
+    widest_s: float
+    """The widest gap between two numbers by the container's own monotonic clock."""
+
+    @property
+    def missing(self) -> int:
+        return sum(len(set(range(1, max(each, default=0) + 1)) - set(each)) for each in (self.logged, self.written))
+
+    @property
+    def duplicated(self) -> int:
+        return sum(len(each) - len(set(each)) for each in (self.logged, self.written))
+
+    @property
+    def in_order(self) -> bool:
+        return self.logged == sorted(self.logged) and self.written == sorted(self.written)
+
+
+def run_counter(host: Host, name: str, *options: str, mib: int = 16, pause: float = 0.005) -> str:
+    """Start a container that counts: in memory, into a file of its root file system, and into its log. Its id."""
+    host.ensure_image("py")
+    program = COUNTER.format(mib=mib, pause=pause)
+    return host.docker("run", "-d", "--name", name, *options, "py", "python3", "-c", program).strip()
+
+
+def counted(host: Host, name: str) -> Counted:
+    """What the counter has left so far, on the host where it is now."""
+    logged = [int(line) for line in host.docker("logs", name).split()]
+    rows = [line.split() for line in host.docker("exec", name, "cat", "/count").splitlines()]
+    rows = [row for row in rows if len(row) == 2]  # the last one may be half written
+    return Counted(logged, [int(row[0]) for row in rows], float(rows[-1][1]) if rows else 0.0)

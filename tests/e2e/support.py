@@ -1,0 +1,54 @@
+"""An observer outside the agents: what must be true of the hosts after every migration, whatever became of it."""
+
+import asyncio
+import time
+from collections.abc import Callable
+
+from lab.cluster import Cluster
+from lab.host import Host
+from lab.workloads import Counted, counted
+
+WAIT_SECONDS = 30.0
+
+
+async def until(so: Callable[[], bool], what: str, seconds: float = WAIT_SECONDS) -> None:
+    """Wait for something to become true; a bound, and then a failure that says what was missing."""
+    end = time.monotonic() + seconds
+    while not await asyncio.to_thread(so):
+        assert time.monotonic() < end, f"after {seconds:g} s still not so: {what}"
+        await asyncio.sleep(0.05)
+
+
+async def counts_on(host: Host, name: str, more: int = 20) -> Counted:
+    """The counter goes on, and nothing of it is missing or came twice; what it has by then."""
+    base = len(counted(host, name).logged)
+    await until(lambda: len(counted(host, name).logged) >= base + more, f"{name} counts on at {host.name}")
+    now = counted(host, name)
+    assert now.missing == 0, now
+    assert now.duplicated == 0, now
+    assert now.in_order, now
+    return now
+
+
+def leftovers(host: Host) -> list[str]:
+    """Whatever a migration may have left: folders, mounts, frozen tasks, locked networks, waiting runtimes."""
+    found = host.run(["find", "/run/transship", "-mindepth", "2"], check=False).stdout.splitlines()
+    mounts = host.run(["cat", "/proc/mounts"]).stdout.splitlines()
+    found += [line for line in mounts if line.startswith("transship ")]
+    script = (
+        "find /sys/fs/cgroup -name freezer.state -exec grep -l FROZEN {} + ; "
+        "find /sys/fs/cgroup -name cgroup.freeze -exec grep -l 1 {} + ; "
+        "for p in $(docker ps -q); do pid=$(docker inspect -f '{{.State.Pid}}' $p); "
+        "nsenter --net=/proc/$pid/ns/net nft list tables | grep transship; "
+        "grep -H '^State:.T' /proc/$pid/status; done; "
+        "ps -eo args | grep '[r]untime/restore.py'"
+    )
+    found += host.run(["sh", "-c", script], check=False).stdout.splitlines()
+    return found
+
+
+async def clean(cluster: Cluster, *hosts: str) -> None:
+    """Nothing is left over on these hosts."""
+    for name in hosts:
+        host = cluster[name]
+        await until(lambda host=host: not leftovers(host), f"nothing is left on {name}: {leftovers(host)}", 20)  # type: ignore[misc]

@@ -1,0 +1,169 @@
+"""Something fails in the middle: the container goes on at the source as if nothing had been, and nothing is left."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+
+import pytest
+
+from lab.cluster import Cluster
+from lab.host import Host
+from lab.workloads import run_counter
+from protocol.commands import ReplyKind
+from protocol.errors import Consequence, ErrorCode
+from protocol.status import Phase
+from tests.e2e.support import clean, counts_on, until
+
+A, B = "a26", "b28"
+
+
+@contextmanager
+def replaced(host: Host, program: str, script: str) -> Iterator[None]:
+    """Put a script in a program's place; it finds the real one beside it as PROGRAM.real."""
+    host.run(["mv", program, f"{program}.real"])
+    host.node.write(program, f"#!/bin/sh\n{script}\n", 0o755)
+    try:
+        yield
+    finally:
+        host.run(["mv", f"{program}.real", program])
+
+
+def runtime_fails(moves: Cluster) -> AbstractContextManager[None]:
+    return replaced(moves[B], "/usr/local/bin/transship-runtime", "exit 1")
+
+
+def dump_fails(moves: Cluster) -> AbstractContextManager[None]:
+    return replaced(moves[A], "/usr/sbin/criu", 'case "$1" in swrk) exit 1;; esac; exec /usr/sbin/criu.real "$@"')
+
+
+def restore_fails(moves: Cluster) -> AbstractContextManager[None]:
+    return replaced(moves[B], "/usr/sbin/criu", 'case "$1" in swrk) exit 1;; esac; exec /usr/sbin/criu.real "$@"')
+
+
+def lock_fails(moves: Cluster) -> AbstractContextManager[None]:
+    return replaced(moves[A], "/usr/sbin/nft", 'case "$*" in "-f -") exit 1;; esac; exec /usr/sbin/nft.real "$@"')
+
+
+def no_tmpfs(moves: Cluster) -> AbstractContextManager[None]:
+    return replaced(
+        moves[B], "/usr/bin/mount", 'case "$*" in *transship*) exit 32;; esac; exec /usr/bin/mount.real "$@"'
+    )
+
+
+@pytest.mark.parametrize(
+    ("breaking", "code"),
+    [
+        (runtime_fails, ErrorCode.RESTORE_FAILED),
+        (no_tmpfs, ErrorCode.COMMAND_FAILED),
+        (lock_fails, ErrorCode.COMMAND_FAILED),
+        (dump_fails, ErrorCode.DUMP_FAILED),
+        (restore_fails, ErrorCode.RESTORE_FAILED),
+    ],
+    ids=["stage", "tmpfs", "lock", "dump", "restore"],
+)
+async def test_a_failing_step_is_taken_back(
+    moves: Cluster, breaking: Callable[[Cluster], AbstractContextManager[None]], code: ErrorCode
+) -> None:
+    name = "unbroken"
+    run_counter(moves[A], name, "--restart", "always")
+    try:
+        await counts_on(moves[A], name)
+        before = moves[A].docker("inspect", "-f", "{{.State.Pid}}", name)
+        with breaking(moves):
+            reply = await moves.migrate(name, A, B)
+        assert reply.kind is ReplyKind.FAILED
+        assert reply.error is not None
+        assert reply.error.code is code, reply.error
+        assert reply.error.consequence is Consequence.TAKEN_BACK
+        assert (
+            moves[A].docker("inspect", "-f", "{{.State.Pid}} {{.HostConfig.RestartPolicy.Name}}", name)
+            == f"{before} always"
+        )
+        await counts_on(moves[A], name)
+        assert name not in moves[B].docker("ps", "--all", "--format", "{{.Names}}").split()
+        await clean(moves, A, B)
+        again = await moves.migrate(name, A, B)
+        assert again.kind is ReplyKind.FINISHED, "once mended, the same move works"
+        await counts_on(moves[B], name)
+    finally:
+        for host in (A, B):
+            moves[host].docker("rm", "--force", name, check=False)
+
+
+@pytest.mark.parametrize("phase", [Phase.RESERVED, Phase.COPYING, Phase.FROZEN])
+async def test_cancel_before_the_decision(moves: Cluster, phase: Phase) -> None:
+    name = "cancelled"
+    run_counter(moves[A], name, mib=256)
+    try:
+        await counts_on(moves[A], name)
+        async with moves.moving(name, A, B) as move:
+            await move.until(phase)
+            cancelled = await move.cancel()
+            end = await move.end()
+        if cancelled.kind is ReplyKind.FINISHED:
+            assert end.error is not None
+            assert end.error.code is ErrorCode.CANCELLED
+            await counts_on(moves[A], name)
+            assert name not in moves[B].docker("ps", "--all", "--format", "{{.Names}}").split()
+        else:  # it was decided before the cancel came
+            assert cancelled.error is not None
+            assert cancelled.error.code in (ErrorCode.TOO_LATE, ErrorCode.NO_SUCH_MIGRATION)
+            await counts_on(moves[B], name)
+        await clean(moves, A, B)
+    finally:
+        for host in (A, B):
+            moves[host].docker("rm", "--force", name, check=False)
+
+
+@pytest.mark.parametrize("phase", [Phase.RESERVED, Phase.COPYING, Phase.FROZEN, Phase.PREPARED, Phase.COMMITTED])
+@pytest.mark.parametrize("killed", [A, B])
+async def test_an_agent_dies_at_any_phase(moves: Cluster, killed: str, phase: Phase) -> None:
+    """After a restart there is one container, and it counts on; nobody has to do anything."""
+    name = "survivor"
+    run_counter(moves[A], name, "--restart", "always", mib=64)
+    try:
+        await counts_on(moves[A], name)
+        async with moves.moving(name, A, B) as move:
+            await move.until(phase, Phase.DONE)
+            moves[killed].kill_agent()
+            moves[killed].start_agent()
+        await moves.until_ready()
+        await until(lambda: bool(running_on(moves, name)), "it runs somewhere")
+        await clean(moves, A, B)
+        await until(lambda: len(running_on(moves, name)) == 1, "it runs once")
+        (where,) = running_on(moves, name)
+        await counts_on(moves[where], name)
+        policy = moves[where].docker("inspect", "-f", "{{.HostConfig.RestartPolicy.Name}}", name)
+        assert policy == "always"
+    finally:
+        for host in (A, B):
+            moves[host].docker("rm", "--force", name, check=False)
+
+
+def running_on(moves: Cluster, name: str) -> list[str]:
+    return [host for host in (A, B) if name in moves[host].docker("ps", "--format", "{{.Names}}").split()]
+
+
+async def test_the_link_is_cut_while_the_container_is_frozen(moves: Cluster) -> None:
+    name = "cutoff"
+    run_counter(moves[A], name, mib=256)
+    try:
+        await counts_on(moves[A], name)
+        async with moves.moving(name, A, B) as move:
+            await move.until(Phase.FROZEN, Phase.DONE)
+            moves.lab.cut(B)
+            try:
+                await until(lambda: len(frozen(moves[A])) == 0, "the source is thawed, or has given its copy up", 120)
+            finally:
+                moves.lab.heal(B)
+        await until(lambda: len(running_on(moves, name)) == 1, "it runs once", 90)
+        (where,) = running_on(moves, name)
+        await counts_on(moves[where], name)
+        await clean(moves, A, B)
+    finally:
+        for host in (A, B):
+            moves[host].docker("rm", "--force", name, check=False)
+
+
+def frozen(host: Host) -> list[str]:
+    script = "find /sys/fs/cgroup -name freezer.state -exec grep -l FROZEN {} +"
+    return host.run(["sh", "-c", script], check=False).stdout.splitlines()

@@ -1,0 +1,91 @@
+"""What decides in the model: the product's own functions; and the ways in which the code around them can slip."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from agent.base.errors import IllegalMove
+from agent.migration import machine
+from agent.migration.machine import OnRestart, Role
+from protocol.peer import DecisionKind
+from protocol.status import Phase
+
+Resolutions = Mapping[tuple[Role, Phase], Mapping[DecisionKind, Phase]]
+
+
+class Slip(StrEnum):
+    """One thing done in another order than it should be, or not at all."""
+
+    # The source
+    ADDRESS_FIRST = "recovery needs the peer's address before anything, and gives up without it"
+    GIVES_UP_TAKING_BACK = "a step of a recovery that fails ends it until the next start"
+    CANCEL_STOPS_TAKING_BACK = "a cancel ends a recovery that is taking back"
+    GIVES_UP_AFTER_DECISION = "a step that fails after the decision ends the work until the next start"
+    CANCEL_BEFORE_DECIDING = "a cancel is taken after the write of the decision has begun"
+    CANCELLED_WRITE_FORGOTTEN = "a cancel during a journal write leaves the run believing in the phase before"
+    ABORT_THAWS_FIRST = "a person's abort thaws the source while its journal still says COMMITTED"
+    DUMP_NOT_NOTED = "CRIU is started before the journal knows of it"
+    FORGETS_UNCONFIRMED = "an end that the target has not confirmed is pruned"
+    NOT_MENDED = "a decision whose write has failed is taken back before the journal says so"
+    POLICY_LEFT = "the source's restart policy is left on"
+    COMMITS_UNJOURNALED = "go is said before the decision is on the disk"
+    KILLS_UNCONFIRMED = "the source's copy is ended before the target has confirmed"
+    # The target
+    SETTLES_UNRELEASED = "a target is settled although its copy was never let run"
+    RUNS_UNSEEN = "RUNNING is entered before the copy is known to be there, and is not left if it is gone"
+    DISCARDS_UNCHECKED = "whether to discard is asked before the lock is had, and not again"
+    FORGET_DROPS_WAITING = "`forget` drops a target that waits in PREPARED"
+    NOT_STARTED_AFTER_REBOOT = "a copy that ran and was ended by a reboot before it was settled is not started"
+    POLICY_EARLY = "the target's container gets its restart policy when it is created"
+    RELEASED_EARLY = "that the copy runs is noted before it does"
+
+
+PROPOSED_MOVES = frozenset(
+    {
+        # its copy was gone before it ran: to be discarded, never settled
+        (Role.TARGET, Phase.RUNNING, Phase.STRANDED),
+    }
+)
+"""Moves that a repair needs, and the product's table does not have yet."""
+
+PROPOSED_RESOLUTIONS: Resolutions = {
+    **machine.RESOLUTIONS,
+    # said first, durably; then taken back; a crash in between takes back
+    (Role.SOURCE, Phase.COMMITTED): {DecisionKind.COMMIT: Phase.RUNNING, DecisionKind.ABORT: Phase.STRANDED},
+    (Role.TARGET, Phase.STRANDED): {DecisionKind.ABORT: Phase.DISCARDED},
+}
+
+
+def move(role: Role, here: Phase, there: Phase, *, resolved: bool = False) -> Phase:
+    """The product's table, with the moves proposed."""
+    if (role, here, there) in PROPOSED_MOVES:
+        return there
+    if resolved and there in PROPOSED_RESOLUTIONS.get((role, here), {}).values():
+        return there
+    return machine.move(role, here, there, resolved=resolved)
+
+
+def answer_to_asking(phase: Phase, answer: DecisionKind) -> Phase | None:
+    """The product's, and proposed: one whose copy is gone discards when its source says abort."""
+    if phase is Phase.STRANDED and answer is DecisionKind.ABORT:
+        return Phase.DISCARDED
+    return machine.answer_to_asking(phase, answer)
+
+
+@dataclass(frozen=True)
+class Rules:
+    """All that decides. By default the product's, with the order of effects as it should be."""
+
+    move: Callable[..., Phase] = move
+    decision: Callable[[Phase | None], DecisionKind] = machine.decision
+    on_restart: Callable[[Role, Phase], OnRestart] = machine.on_restart
+    may_cancel: Callable[[Phase], bool] = machine.may_cancel
+    may_run: Callable[[Phase], bool] = machine.may_run
+    may_expire: Callable[[Phase], bool] = machine.may_expire
+    answer_to_asking: Callable[[Phase, DecisionKind], Phase | None] = answer_to_asking
+    resolutions: Resolutions = field(default_factory=lambda: PROPOSED_RESOLUTIONS)
+    slips: frozenset[Slip] = frozenset()
+
+
+class Broken(IllegalMove):
+    """A step that no agent may take."""

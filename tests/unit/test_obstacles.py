@@ -1,0 +1,307 @@
+"""What stands against a move, one thing at a time: each is named, and nothing else is."""
+
+import copy
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent.doors import docker_model
+from agent.doors.docker_model import Container, Exec
+from agent.migration import view as views
+from agent.migration.obstacles import belongings_against, obstacles, warnings
+from agent.migration.view import OpenFile, Process, UnixSocket, View
+from protocol.errors import ErrorCode
+from protocol.peer import Network, Volume
+
+DATA = Path(__file__).parent / "data"
+SAID: dict[str, Any] = json.loads((DATA / "inspect-docker28.json").read_text())["containers"]
+SPACES = {name: f"{name}:[1]" for name in views.NAMESPACES}
+
+
+def container(name: str = "plain", **changes: Any) -> Container:
+    raw = copy.deepcopy(SAID[name])
+    for path, value in changes.items():
+        *above, last = path.split("__")
+        node = raw
+        for key in above:
+            node = node[key]
+        node[last] = value
+    return docker_model.container(raw)
+
+
+def process(pid: int = 100, **changes: Any) -> Process:
+    first = Process(pid, pid - 99, "app", "S", 1 if pid == 100 else 100, 0, SPACES, ())
+    return replace(first, **changes)
+
+
+def look(*processes: Process, **changes: Any) -> View:
+    return View(init=100, processes=processes or (process(),), **changes)
+
+
+def files(*opened: OpenFile) -> View:
+    return look(process(files=opened))
+
+
+def messages(found: Container, view: View | None = None, execs: tuple[Exec, ...] = ()) -> list[str]:
+    return [reason.message for reason in obstacles(found, view or look(), execs)]
+
+
+@pytest.mark.parametrize("name", sorted(SAID))
+def test_nothing_stands_against_an_ordinary_container(name: str) -> None:
+    assert messages(container(name)) == []
+
+
+BY_DOCKER = [
+    ({"State__Paused": True, "State__Status": "paused"}, "it is paused"),
+    ({"State__Running": False, "State__Status": "exited"}, "it is exited"),
+    ({"State__Status": "restarting", "State__Restarting": True}, "it is restarting"),
+    ({"Config__Tty": True}, "it has a terminal"),
+    ({"HostConfig__NetworkMode": "host"}, "it shares the network namespace of the host"),
+    ({"HostConfig__NetworkMode": "container:0123456789abcdef"}, "network namespace of container 0123456789ab,"),
+    ({"HostConfig__PidMode": "host"}, "it shares the process namespace of the host"),
+    ({"HostConfig__PidMode": "container:other"}, "it shares the process namespace of container other"),
+    ({"HostConfig__IpcMode": "host"}, "it shares the IPC namespace of the host"),
+    ({"HostConfig__IpcMode": "shareable"}, "its /dev/shm is a mount on this host"),
+    ({"HostConfig__UTSMode": "host"}, "it shares the UTS namespace of the host"),
+    ({"HostConfig__UsernsMode": "host"}, "exempt from user namespace remapping"),
+    ({"HostConfig__Privileged": True}, "it is privileged"),
+    ({"HostConfig__DeviceRequests": [{"Driver": "nvidia", "Count": -1}]}, "it uses a GPU"),
+    ({"HostConfig__Devices": [{"PathOnHost": "/dev/dri/card0"}]}, "it uses the device /dev/dri/card0"),
+    ({"HostConfig__Runtime": "runsc"}, "it is run by runsc"),
+    ({"HostConfig__Links": ["/db:/web/db"]}, "it has legacy links"),
+    ({"HostConfig__LogConfig": {"Type": "acme/logs:1"}}, "its log driver acme/logs:1 is a plugin"),
+    ({"Config__Labels": {"com.docker.swarm.task.id": "x"}}, "it belongs to Swarm"),
+    ({"Config__Labels": {"io.kubernetes.pod.uid": "x"}}, "it belongs to Kubernetes"),
+    ({"Mounts": [{"Type": "image", "Destination": "/i"}]}, "its mount /i is of the kind image"),
+    (
+        {"Mounts": [{"Type": "volume", "Name": "v", "Driver": "netapp", "Destination": "/v"}]},
+        "its volume v is of the driver netapp",
+    ),
+]
+
+
+@pytest.mark.parametrize(("changes", "said"), BY_DOCKER)
+def test_what_docker_shows(changes: dict[str, Any], said: str) -> None:
+    [message] = messages(container(**changes))
+    assert said in message
+
+
+@pytest.mark.parametrize("state", ["paused", "exited", "created", "dead"])
+def test_what_does_not_run_has_a_code_of_its_own(state: str) -> None:
+    found = container(State__Status=state, State__Running=state == "paused", State__Paused=state == "paused")
+    [reason] = obstacles(found, look())
+    assert reason.code is ErrorCode.NOT_RUNNING
+    assert reason.hint
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"HostConfig__AutoRemove": True},
+        {"HostConfig__Runtime": "transship"},
+        {"HostConfig__IpcMode": "private"},
+        {"HostConfig__Devices": [{"PathOnHost": "/dev/net/tun"}]},
+        {"HostConfig__LogConfig": {"Type": "journald"}},
+        {"HostConfig__LogConfig": {"Type": "local"}},
+    ],
+)
+def test_what_is_no_obstacle(changes: dict[str, Any]) -> None:
+    assert messages(container(**changes)) == []
+
+
+def test_all_reasons_are_said_at_once() -> None:
+    found = container(Config__Tty=True, HostConfig__Privileged=True, HostConfig__PidMode="host")
+    assert len(messages(found, files(OpenFile(3, "anon", "io_uring")))) == 4
+
+
+# Execs
+
+
+def test_a_running_exec_is_named() -> None:
+    [reason] = obstacles(container(), look(), (Exec("e", True, 200, "sh -i"),))
+    assert reason.message == "`sh -i` was started in it by docker exec and still runs"
+    assert reason.code is ErrorCode.BUSY
+
+
+@pytest.mark.parametrize(
+    ("test", "command"),
+    [
+        (["CMD-SHELL", "curl localhost"], "/bin/sh -c curl localhost"),
+        (["CMD", "/probe", "--fast"], "/probe --fast"),
+    ],
+)
+def test_a_probe_of_its_health_is_none(test: list[str], command: str) -> None:
+    found = container("checked", Config__Healthcheck={"Test": test})
+    probing = look(process(), process(200, parent=1))
+    assert messages(found, probing, (Exec("e", True, 200, command),)) == []
+    assert len(messages(found, probing, (Exec("e", True, 200, "bash"),))) == 1
+
+
+def test_a_process_from_outside_is_named_once() -> None:
+    entered = look(process(), process(101), process(200, parent=1, name="gdbserver"))
+    [message] = messages(container(), entered)
+    assert message == "gdbserver (pid 101 in it) was put into it from outside"
+    assert messages(container(), entered, (Exec("e", True, 200, "gdbserver"),)) == [
+        "`gdbserver` was started in it by docker exec and still runs"
+    ]
+
+
+# Tasks and what they hold open
+
+
+def test_a_traced_process_is_named() -> None:
+    [reason] = obstacles(container(), look(process(), process(101, tracer=4711)))
+    assert reason.message == "app (pid 2 in it) is being traced"
+    assert reason.code is ErrorCode.BUSY
+
+
+@pytest.mark.parametrize("state", ["R", "S", "D", "T", "Z", "I"])
+def test_states_of_tasks_are_no_obstacle(state: str) -> None:
+    assert messages(container(), look(process(), process(101, state=state))) == []
+
+
+def test_a_nested_namespace_is_named() -> None:
+    nested = process(101, namespaces={**SPACES, "user": "user:[2]", "pid": "pid:[2]"})
+    assert messages(container(), look(process(), nested)) == [
+        "app (pid 2 in it) has a pid namespace of its own, and CRIU carries one for all",
+        "app (pid 2 in it) has a user namespace of its own, and CRIU carries one for all",
+    ]
+
+
+@pytest.mark.parametrize(
+    "opened",
+    [
+        OpenFile(3, "anon", "eventpoll"),
+        OpenFile(3, "anon", "inotify"),
+        OpenFile(3, "anon", "pidfd"),
+        OpenFile(3, "socket", "TCP", inode=1),
+        OpenFile(3, "socket", "UNIX-STREAM", inode=1),
+        OpenFile(3, "socket", "NETLINK", inode=1),
+        OpenFile(3, "socket", "PING", inode=1),
+        OpenFile(3, "char", "/dev/null", (1, 3)),
+        OpenFile(3, "char", "/dev/pts/0", (136, 0)),
+        OpenFile(3, "char", "/dev/ptmx", (5, 2)),
+        OpenFile(3, "char", "/dev/net/tun", (10, 200)),
+    ],
+)
+def test_what_criu_carries(opened: OpenFile) -> None:
+    assert messages(container(), files(opened)) == []
+
+
+@pytest.mark.parametrize(
+    ("opened", "said", "hint"),
+    [
+        (OpenFile(3, "anon", "io_uring"), "app has open io_uring, which CRIU can't carry", "UV_USE_IO_URING=0"),
+        (OpenFile(3, "anon", "userfaultfd"), "app has open userfaultfd", ""),
+        (OpenFile(3, "anon", "bpf-prog"), "app has open bpf-prog", ""),
+        (OpenFile(-1, "anon", "perf_event"), "app maps perf_event", ""),
+        (OpenFile(3, "socket", "MPTCP", inode=1), "app has open a socket of MPTCP", "multipathtcp=0"),
+        (OpenFile(3, "socket", "SCTP", inode=1), "app has open a socket of SCTP", ""),
+        (OpenFile(3, "socket", "AF_VSOCK", inode=1), "app has open a socket of AF_VSOCK", ""),
+        (OpenFile(3, "char", "/dev/fuse", (10, 229)), "app has open /dev/fuse", ""),
+        (OpenFile(-1, "char", "/dev/nvidia0"), "app maps /dev/nvidia0", ""),
+        (OpenFile(3, "block", "/dev/sda", (8, 0)), "app has open /dev/sda", ""),
+        (OpenFile(3, "other", "dmabuf:"), "app has open dmabuf:", ""),
+    ],
+)
+def test_what_criu_can_not_carry(opened: OpenFile, said: str, hint: str) -> None:
+    [reason] = obstacles(container(), files(opened, opened))
+    assert said in reason.message
+    assert hint in reason.hint
+
+
+def test_watches_with_a_path_are_no_obstacle_and_those_without_are() -> None:
+    assert messages(container(), look(watched=("/tmp",))) == []
+    assert messages(container(), look(lost_watches=2)) == [
+        "2 of its inotify watches are on files that have no path any more"
+    ]
+
+
+# UNIX sockets: rows of `ss` as recorded from a container that has all kinds of them
+
+ROWS = """\
+u_dgr ESTAB  0      0                         * 110841 * 110840
+u_str ESTAB  0      0      /var/run/docker.sock 110103 * 110829
+u_seq ESTAB  0      0                         * 110835 * 110834
+u_str LISTEN 1      128           /tmp/my 5 sock 110836 * 0
+u_seq ESTAB  0      0                         * 110834 * 110835
+u_str ESTAB  0      0                         * 110829 * 110103
+u_str ESTAB  0      0                         * 110839 * 0
+u_str ESTAB  0      0            /tmp/my 5 sock 110838 * 110837
+u_str ESTAB  0      0                         * 110837 * 110838
+u_dgr ESTAB  0      0                      @abs 110840 * 0
+"""
+
+
+def held(*inodes: int) -> View:
+    opened = tuple(OpenFile(3 + place, "socket", "UNIX-STREAM", inode=inode) for place, inode in enumerate(inodes))
+    return look(process(files=opened), unix=views.parse_unix(ROWS))
+
+
+def test_rows_of_ss_are_read() -> None:
+    rows = views.parse_unix(ROWS)
+    assert len(rows) == 10
+    assert rows[1] == UnixSocket("str", "/var/run/docker.sock", 110103, 110829)
+    assert rows[3] == UnixSocket("str", "/tmp/my 5 sock", 110836, 0)
+    assert views.parse_unix("Netid State\nnonsense\n") == ()
+
+
+def test_connections_within_the_container_are_no_obstacle() -> None:
+    assert messages(container(), held(110834, 110835, 110836, 110837, 110838, 110839, 110840, 110841)) == []
+
+
+def test_a_connection_that_leaves_the_container_is_named() -> None:
+    [message] = messages(container(), held(110829))
+    assert message == "app has a UNIX socket connection to /var/run/docker.sock with a process outside"
+    [message] = messages(container(), held(110834))
+    assert message == "app has a UNIX socket connection without a name with a process outside"
+
+
+# Networks and volumes
+
+
+@pytest.mark.parametrize(
+    ("network", "said"),
+    [
+        (Network(name="n", driver="overlay"), "its network n is of the driver overlay"),
+        (Network(name="host", driver="host"), "it shares the network namespace of the host"),
+        (Network(name="n", driver=""), "its network n is gone"),
+    ],
+)
+def test_networks_that_can_not_be_had_on_a_target(network: Network, said: str) -> None:
+    [reason] = belongings_against([network], [])
+    assert said in reason.message
+
+
+def test_ordinary_belongings_are_no_obstacle() -> None:
+    networks = [Network(name="n", driver=driver) for driver in ("bridge", "macvlan", "ipvlan", "null")]
+    shared = {"type": "nfs", "device": ":/export", "o": "addr=10.0.0.1"}
+    volumes = [
+        Volume(kind="volume", name="v", destination="/v"),
+        Volume(kind="volume", name="s", destination="/s", options=shared),
+        Volume(kind="bind", name="/etc", destination="/e"),
+    ]
+    assert belongings_against(networks, volumes) == ()
+
+
+@pytest.mark.parametrize(
+    "options", [{"type": "none", "o": "bind", "device": "/srv"}, {"type": "tmpfs", "device": "tmpfs"}]
+)
+def test_a_volume_that_is_a_mount_of_this_host_is_named(options: dict[str, str]) -> None:
+    volume = Volume(kind="volume", name="v", destination="/v", options=options)
+    [reason] = belongings_against([], [volume])
+    assert reason.message.startswith(f"its volume v is a mount of {options['device']} on this host")
+
+
+# Warnings
+
+
+def test_warnings() -> None:
+    found = container(HostConfig__LogConfig={"Type": "journald"}, HostConfig__AutoRemove=True)
+    said = warnings(found, look(process(), process(101, state="D")))
+    assert len(said) == 3
+    assert said[0] == "its log lines so far stay where the driver journald sent them from here"
+    assert warnings(container(), look()) == ()
