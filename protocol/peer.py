@@ -104,6 +104,8 @@ class Answer(WireModel):
     image_wanted: bool
     """Whether anything of the image has to be sent (its configuration, if not layers)."""
     engine: Engine
+    held_blobs: tuple[str, ...] = ()
+    """In the containerd image store: digests of the layer blobs that it has, whichever image they belong to."""
     notes: tuple[str, ...] = ()
 
 

@@ -129,8 +129,8 @@ async def _follow(
     out.when_interrupted = lambda: {
         "migration": migration,
         "message": f"{wanted.container} is still being moved as {migration}.\n"
-        f"  transship cancel {migration}   takes it back, until it is decided\n"
-        "  transship migrations                shows how far it is",
+        f"  transship cancel {migration}  takes it back, until it is decided\n"
+        f"  transship migrations{' ' * len(migration[3:])} shows how far it is",
     }
     try:
         async with asyncio.timeout(wanted.timeout):

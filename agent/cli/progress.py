@@ -27,7 +27,7 @@ MEANING = {
     Phase.PLANNED: "looking at both hosts, nothing touched yet",
     Phase.RESERVED: "the target keeps room",
     Phase.COPYING: "image and files go over while the container runs",
-    Phase.FROZEN: "frozen: memory goes over",
+    Phase.FROZEN: "its memory goes over",
     Phase.PREPARED: "restored there, not yet running",
     Phase.COMMITTED: "decided: it will run there, and only there",
     Phase.RUNNING: "it runs there; tidying up here",
@@ -139,7 +139,7 @@ class LiveView:
         mark = Text("✔ ", style="bold green") if moved else Text("✘ ", style="bold red")
         self._console.print(mark + self._title)
         if report is not None and len(report.phases) > 1:
-            self._console.print(timeline.picture(report))
+            self._console.print(timeline.picture(report, self._console.width))
 
     def close(self) -> None:
         self._live.stop()
@@ -177,7 +177,7 @@ def _transfer(status: MigrationStatus) -> RenderableType:
         said.append(f" of {size(status.bytes_total)}")
     if status.rate:
         said.append(f"   {size(status.rate)}/s", style="cyan")
-    if status.eta_s is not None:
+    if status.eta_s is not None and status.eta_s >= 1:
         said.append(f"   {status.eta_s:.0f} s left", style="dim")
     if status.part:
         said.append(f"   {status.part}", style="dim")

@@ -15,6 +15,8 @@ FROZEN = frozenset({Phase.FROZEN, Phase.RESTORING, Phase.PREPARED, Phase.COMMITT
 """Phases of the source in which the container runs nowhere."""
 
 BAR_WIDTH = 40
+COLUMNS_WIDTH = 32
+"""What stands beside the bars."""
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 _DIGITS = {
     "0": ("┏━┓", "┃ ┃", "┗━┛"),
@@ -53,7 +55,7 @@ def stretches(report: MigrationReport) -> list[Stretch]:
 
 def bar(start: float, length: float, total: float, width: int = BAR_WIDTH) -> str:
     """A bar to scale, to an eighth of a character; what took any time at all is seen."""
-    if total <= 0:
+    if total <= 0 or width <= 0:
         return ""
     cells = min(start / total * width, width - 1 / 8)
     blank, fill = int(cells), length / total * width
@@ -69,8 +71,10 @@ def digits(text: str) -> Text:
     return Text("\n".join(rows))
 
 
-def picture(report: MigrationReport) -> RenderableType:
-    parts: list[RenderableType] = [Padding(_phases(report), (1, 0, 1, 2))]
+def picture(report: MigrationReport, width: int) -> RenderableType:
+    """All of it, for a terminal of this width."""
+    bars = max(0, min(BAR_WIDTH, width - COLUMNS_WIDTH))
+    parts: list[RenderableType] = [Padding(_phases(report, bars), (1, 0, 1, 2))]
     if report.blackout_ms is not None:
         parts.append(Padding(_blackout(report.blackout_ms), (0, 0, 1, 2)))
     parts += [Text(f"  {line}") for line in _carried(report)]
@@ -78,7 +82,7 @@ def picture(report: MigrationReport) -> RenderableType:
     return Group(*parts)
 
 
-def _phases(report: MigrationReport) -> Table:
+def _phases(report: MigrationReport, bars: int) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold dim")
     for heading in ("PHASE", "AT", "TOOK", ""):
         table.add_column(heading, justify="right" if heading in {"AT", "TOOK"} else "left", no_wrap=True)
@@ -90,7 +94,7 @@ def _phases(report: MigrationReport) -> Table:
             Text(one.phase, style=style),
             duration(one.at_ms),
             duration(one.ms),
-            Text(bar(one.at_ms, one.ms, total), style=style),
+            Text(bar(one.at_ms, one.ms, total, bars), style=style),
         )
     table.add_row(Text("in all", style="dim"), "", duration(total), "")
     return table

@@ -1,21 +1,24 @@
 """Whether this host can take a container: every reason against it, before anything is touched; and what it lacks."""
 
+import asyncio
 import ipaddress
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from agent.base.errors import Refused
 from agent.checkpoint import proc
 from agent.migration import belongings
 from agent.migration.host import Host
-from agent.prework.layers import missing_layers
+from agent.prework.layers import missing_layers, stored_blobs
 from protocol.errors import ErrorCode, Reason
 from protocol.peer import Answer, Offer
 from protocol.status import Engine
 
 LEAST_CRIU = (4, 2)
+CONTENT = "io.containerd.content.v1.content"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,15 +47,28 @@ async def examine(host: Host, offer: Offer, reserved: Iterable[Reserved], room: 
     reasons += await _networks(host, offer)
     reasons += await _volumes(host, offer)
     found = await belongings.find_image(host.docker, offer.image)
-    missing: set[str] = set()
-    if found is None:
-        missing = missing_layers(offer.image.diff_ids, [image.diff_ids for image in await host.docker.images()])
+    images = await host.docker.images()
+    missing = missing_layers(offer.image.diff_ids, [image.diff_ids for image in images]) if found is None else set()
     need = needs(offer, room, 0 if found else offer.image.size)
     reasons += await _room(host, need, others)
     if reasons:
         raise refusal(host.name, offer.container, reasons)
-    answer = Answer(missing_layers=tuple(sorted(missing)), image_wanted=found is None, engine=engine)
+    held: set[str] = set()
+    if found is None and engine.image_store == "containerd":
+        held = await asyncio.to_thread(_held_blobs, await host.docker.data_root(), [image.id for image in images])
+    answer = Answer(
+        missing_layers=tuple(sorted(missing)), image_wanted=found is None, engine=engine, held_blobs=tuple(sorted(held))
+    )
     return answer, need
+
+
+def _held_blobs(data_root: str, image_ids: list[str]) -> set[str]:
+    """Layer blobs in the content store of the containerd that dockerd uses: the system's, or one of its own."""
+    for root in (Path("/var/lib/containerd"), Path(data_root) / "containerd" / "daemon"):
+        content = root / CONTENT
+        if content.is_dir():
+            return stored_blobs(content, image_ids)
+    return set()
 
 
 def refusal(host: str, container: str, reasons: Sequence[Reason], verb: str = "can't take") -> Refused:

@@ -20,7 +20,6 @@ from agent.prework import container_log
 from agent.prework.stream import packed
 from agent.prework.tree import Index
 from protocol.peer import SentPart
-from protocol.status import Part
 
 DRAIN_SECONDS = 0.25
 """For dockerd to take what the container has printed before the freeze out of its pipes; it takes some milliseconds."""
@@ -43,7 +42,7 @@ class FilePasses:
         self._mark = container_log.mark(self._logs)
         began = time.monotonic()
         part = await self._peer.send_log(self._run.id, self._counted("log", self._log_segments()))
-        self._done(part, began, frozen=False)
+        self._run.part_done(part.name, part.bytes, began, frozen=False)
         now = container_log.mark(self._logs)
         if now is not None and (self._mark is None or now.inode != self._mark.inode):
             raise StepFailed("the container's log was rotated while it was being sent", hint="try again")
@@ -67,19 +66,15 @@ class FilePasses:
             assert stream.packed is not None
         self._indexes[tree.name] = stream.packed.index
         self._run.notes += [note for note in stream.packed.notes if note not in self._run.notes]
-        self._done(part, began, frozen)
+        self._run.part_done(part.name, part.bytes, began, frozen=frozen)
         return part
 
     async def _send_printed(self) -> SentPart:
         await drained(self._subject.pid)
         began = time.monotonic()
         part = await self._peer.send_printed(self._run.id, self._counted("printed", self._frames()))
-        self._done(part, began, frozen=True)
+        self._run.part_done(part.name, part.bytes, began, frozen=True)
         return part
-
-    def _done(self, part: SentPart, began: float, frozen: bool) -> None:
-        ms = round((time.monotonic() - began) * 1000, 3)
-        self._run.parts.append(Part(name=part.name, bytes=part.bytes, frozen=frozen, ms=ms))
 
     async def _log_segments(self) -> AsyncIterator[bytes]:
         for name, path in self._logs.items():

@@ -6,6 +6,7 @@ Everything here is idempotent - "make sure it is so" - since a restarted agent c
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import AsyncIterator, Mapping
 
 from agent.base.errors import AgentError, DockerFailed
@@ -15,6 +16,7 @@ from agent.migration import belongings
 from agent.migration.host import Host
 from agent.migration.run import Run
 from agent.migration.subject import Subject
+from agent.prework.layers import filtered, read_image_index
 from protocol.commands import SourcePolicy
 from protocol.peer import Answer
 
@@ -30,17 +32,32 @@ async def send_missing_layers(run: Run, subject: Subject, host: Host, peer: Peer
     """Only what the peer lacks, by diff id; nothing where it has the image."""
     if not answer.image_wanted:
         return
+    drop = await _held(subject, host, answer)
+    run.sending("layers")
+    began = time.monotonic()
 
-    async def counted(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-        async for chunk in chunks:
+    async def counted() -> AsyncIterator[bytes]:
+        async for chunk in filtered(host.docker.save_image(subject.offer.image.id), drop):
             yield chunk
             run.sent(len(chunk))
 
-    run.sending("layers")
+    part = await peer.send_layers(run.id, counted())
+    run.part_done(part.name, part.bytes, began, frozen=False)
+
+
+async def _held(subject: Subject, host: Host, answer: Answer) -> frozenset[str]:
+    """Blobs of the image, as this engine's `docker save` names them, that the peer has already."""
     image = subject.offer.image
-    keep_all = answer.engine.image_store == "containerd"  # its store wants every blob of an image
-    missing = frozenset(image.diff_ids if keep_all else answer.missing_layers)
-    await peer.send_layers(run.id, counted(host.docker.save_image(image.id)))
+    all_missing = set(answer.missing_layers) >= set(image.diff_ids)
+    if answer.engine.image_store == "graphdriver" and all_missing:
+        return frozenset()
+    if subject.offer.engine.image_store == "graphdriver" and answer.engine.image_store == "graphdriver":
+        return frozenset(image.diff_ids) - frozenset(answer.missing_layers)  # a layer is named by its diff id there
+    # containerd names a layer by the digest of what it stores; which diff id that is says the image itself
+    index = await read_image_index(host.docker.save_image(image.id))
+    if answer.engine.image_store == "graphdriver":
+        return frozenset(index.droppable(set(answer.missing_layers)))
+    return frozenset(layer.digest for layer in index.layers) & frozenset(answer.held_blobs)
 
 
 async def tell_discard(peer: PeerClient, run: Run) -> None:

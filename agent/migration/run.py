@@ -147,6 +147,11 @@ class Run:
     def sending(self, part: str) -> None:
         self.part = part
 
+    def part_done(self, name: str, size: int, began: float, *, frozen: bool) -> None:
+        """Note a part for the report; `began` on the monotonic clock."""
+        ms = round((time.monotonic() - began) * 1000, 3)
+        self.parts.append(Part(name=name, bytes=size, frozen=frozen, ms=ms))
+
     def sent(self, count: int) -> None:
         self.bytes_sent += count
         now = time.monotonic()

@@ -92,6 +92,9 @@ class _Packer:
     def finish(self) -> Packed:
         self._out.close()
         self._index.data_bytes = self._out.data_bytes
+        for path, digests in self.previous.digests.items():
+            if self._index.record(path) is self.previous.record(path):
+                self._index.digests.setdefault(path, digests)
         return Packed(
             self._index,
             self._out.entries,
@@ -111,6 +114,7 @@ class _Packer:
         else:
             assert found.known is not None
             self._index.put(found.path, found.known)
+        self._index.keep(found.path, found.unchanged)
         prefix = f"{found.path}/" if found.path else ""
         for name in found.removed:
             self._remove(prefix + name)
@@ -152,8 +156,6 @@ class _Packer:
 
     def _keep(self, found: Directory, child: Child, path: str) -> None:
         self._index.put(path, found.before[child.name])
-        if path in self.previous.digests:
-            self._index.digests[path] = self.previous.digests[path]
         if child.stat.st_nlink > 1 and child.record != tree.WHITEOUT:
             self._links.setdefault(child.stat.st_ino, _Link(path, child.record, sent=False))
 
@@ -223,7 +225,7 @@ class _Packer:
         now = time.time_ns()
         state = os.fstat(fd)
         marks = found.record[-1]
-        if not stat.S_ISREG(state.st_mode):
+        if not stat.S_ISREG(state.st_mode) or (marks & FROM_MERGED and self._is_mounted_over(fd)):
             return None
         if self._live:
             # After fstat: a store between the two is either seen by ctime or written out here, before we read.
@@ -302,6 +304,10 @@ class _Packer:
         if sum(len(name) + len(value) for name, value in kept) > MAX_XATTR_BYTES:
             raise StepFailed(f"{path!r} has more than {MAX_XATTR_BYTES >> 20} MiB of extended attributes")
         return tuple(kept)
+
+    def _is_mounted_over(self, fd: int) -> bool:
+        """Is it another file, which a bind mount shows in the merged view?"""
+        return tree.mount_id(fd) != tree.mount_id(self._merged.directory(""))
 
     def _is_metacopy(self, fd: int) -> bool:
         """Only its metadata was copied up; the bytes are still in the image."""

@@ -33,7 +33,7 @@ WHITEOUT = b"w"
 UNSETTLED = b""
 """Something was there and may have been sent, nobody knows what: equal to nothing."""
 
-_RECORD = struct.Struct("<QqqqI")
+_RECORD = struct.Struct("<QqqqIB")
 _COARSE_TICK_NS = 20_000_000
 _WHOLE_SECONDS_NS = 2_000_000_000
 # Where a store into a clean mapped page is known to go through the file system, which then bumps ctime.
@@ -48,7 +48,8 @@ class Source:
     root: str
     layer: bool = False
     merged: str | None = None
-    """Where the overlay is mounted; needed if the kernel keeps renamed directories as references."""
+    """Where the overlay is mounted (/proc/PID/root will do): needed if the kernel keeps renamed directories as
+    references into the image. What else is mounted below it is left out."""
     user_xattrs: bool = False
     """The overlay was mounted with `userxattr`, as a rootless engine does."""
     ids: IdMap = field(default_factory=IdMap)
@@ -81,6 +82,11 @@ class Index:
     def children(self, path: str) -> Mapping[str, bytes]:
         return self._children.get(path, _NOTHING)
 
+    def keep(self, path: str, children: dict[str, bytes]) -> None:
+        """Take over what is unchanged in a directory; the first thing said of its children."""
+        if children:
+            self._children[path] = children
+
     def put(self, path: str, record: bytes) -> None:
         if not path:
             self._root = record
@@ -112,7 +118,10 @@ class Directory:
     """It hides the image's directory since the last pass: all of its content has to be sent."""
     mount_point: bool = False
     before: Mapping[str, bytes] = field(default_factory=lambda: _NOTHING)
+    unchanged: dict[str, bytes] = field(default_factory=dict)
+    """What is as it was and has one name only: all there is to be done about it is to remember it."""
     children: list[Child] = field(default_factory=list)
+    """All the others."""
     removed: list[str] = field(default_factory=list)
 
 
@@ -125,8 +134,8 @@ class Gone:
 
 def record_of(found: os.stat_result, marks: int = 0) -> bytes:
     return _RECORD.pack(
-        found.st_ino, found.st_ctime_ns, found.st_mtime_ns, found.st_size, found.st_mode
-    ) + marks.to_bytes(1, "little")
+        found.st_ino, found.st_ctime_ns, found.st_mtime_ns, found.st_size, found.st_mode, marks
+    )
 
 
 def is_racy(found: os.stat_result, looked_at_ns: int) -> bool:
@@ -142,22 +151,26 @@ def settled(found: os.stat_result, looked_at_ns: int, marks: int = 0, *, trusted
 
 
 def size_if_same_inode(record: bytes, found: os.stat_result) -> int | None:
-    if len(record) != _RECORD.size + 1:
+    if len(record) != _RECORD.size:
         return None
-    inode, _, _, size, _ = _RECORD.unpack(record[:-1])
+    inode, _, _, size, _, _ = _RECORD.unpack(record)
     return int(size) if inode == found.st_ino else None
+
+
+def mount_id(fd: int) -> str:
+    info = Path(f"/proc/self/fdinfo/{fd}").read_text()
+    return next(line.split()[1] for line in info.splitlines() if line.startswith("mnt_id:"))
 
 
 def ctime_is_trusted(root: str) -> bool:
     """Does the file system below it bump ctime for stores through mappings?"""
     fd = os.open(root, os.O_PATH)
     try:
-        info = Path(f"/proc/self/fdinfo/{fd}").read_text()
+        mount = mount_id(fd)
     finally:
         os.close(fd)
-    mount_id = next(line.split()[1] for line in info.splitlines() if line.startswith("mnt_id:"))
     for line in os.fsdecode(Path("/proc/self/mountinfo").read_bytes()).splitlines():
-        if line.split(" ", 1)[0] == mount_id:
+        if line.split(" ", 1)[0] == mount:
             return line.split(" - ")[-1].split(" ", 1)[0] in _CTIME_SEES_MAPPINGS
     return False
 
@@ -194,6 +207,7 @@ class _Walk:
         self._upper = upper
         self._merged = merged
         self._device = os.fstat(upper.directory("")).st_dev
+        self._merged_device = os.fstat(merged.directory("")).st_dev if merged else 0
 
     def run(self) -> Iterator[Directory | Gone]:
         pending = [("", False, False)]
@@ -221,7 +235,7 @@ class _Walk:
                 fd = self._merged.directory(path)
         directory = Directory(path, fd, found, record_of(found, marks), now, known)
         directory.emptied = bool(marks & OPAQUE and not _was_opaque(known))
-        if found.st_dev != self._device and not marks & FROM_MERGED:
+        if found.st_dev != (self._merged_device if from_merged else self._device):
             directory.mount_point = True
             return directory, []
         if not (forced or directory.emptied):
@@ -244,29 +258,37 @@ class _Walk:
         return marks
 
     def _list(self, directory: Directory, marks: int) -> list[str]:
-        whiteouts = self._source.layer and not marks & FROM_MERGED
+        """Sort what is in a directory into what is unchanged and what is not. Runs once for each file while frozen."""
+        fd, before, unchanged = directory.fd, directory.before, directory.unchanged
         subdirectories = []
         present = set()
-        for name in sorted(names_in(directory.fd)):
-            found = lstat_at(directory.fd, name)
+        for name in sorted(names_in(fd)):
+            found = lstat_at(fd, name)
             if found is None:
                 continue
             present.add(name)
-            if stat.S_ISDIR(found.st_mode):
+            mode = found.st_mode
+            if stat.S_ISDIR(mode):
                 subdirectories.append(name)
-            elif whiteouts and self._is_whiteout(directory.fd, name, found, marks):
+                continue
+            record = record_of(found)
+            if found.st_nlink == 1 and before.get(name) == record:
+                unchanged[name] = before[name]
+            elif self._is_whiteout(directory, name, found, marks):
                 directory.children.append(Child(name, found, WHITEOUT))
             else:
-                directory.children.append(Child(name, found, record_of(found)))
-        directory.removed = sorted(name for name in directory.before if name not in present)
+                directory.children.append(Child(name, found, record))
+        directory.removed = sorted(before.keys() - present)
         return subdirectories
 
-    def _is_whiteout(self, fd: int, name: str, found: os.stat_result, marks: int) -> bool:
+    def _is_whiteout(self, directory: Directory, name: str, found: os.stat_result, marks: int) -> bool:
+        if not self._source.layer or marks & FROM_MERGED:
+            return False
         if stat.S_ISCHR(found.st_mode):
             return found.st_rdev == 0
         if not marks & XWHITEOUTS or found.st_size or not stat.S_ISREG(found.st_mode):
             return False
-        xattrs = os.listxattr(without_following(fd, name), follow_symlinks=False)
+        xattrs = os.listxattr(without_following(directory.fd, name), follow_symlinks=False)
         return any(self._source.overlay_name(xattr) == "whiteout" for xattr in xattrs)
 
 

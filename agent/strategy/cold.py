@@ -48,7 +48,9 @@ class Cold:
         images = DUMPS / run.id / "images"
         finished = asyncio.Event()
         stream = self._counted(run, segments.follow(images, finished, lambda name, count: None))
+        began = time.monotonic()
         part, _ = await both(peer.send_images(run.id, stream), self._dump(run, subject, host, finished))
+        run.part_done(part.name, part.bytes, began, frozen=True)
         return part, tuple(
             FileHash(name=path.name, size=path.stat().st_size) for path in sorted(images.iterdir()) if path.is_file()
         )

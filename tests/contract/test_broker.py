@@ -1,4 +1,4 @@
-"""The agent at a real broker: nothing it says is lost, nothing it is asked goes unanswered, whatever the broker does."""
+"""The agent at a real broker: nothing it says is lost, nothing it is asked goes unanswered, whatever happens to it."""
 
 import asyncio
 import logging
@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 import uvloop
-from conftest import Mosquitto, Stranger
 
 from agent.base.config import Broker as Settings
 from agent.base.errors import Refused
@@ -23,9 +22,10 @@ from agent.doors.mqtt import Answer, Broker
 from agent.doors.mqtt_link import BrokerUnavailable, connect
 from protocol import topics
 from protocol.base import utc_now
-from protocol.commands import Command, Ping, Reply, ReplyKind
+from protocol.commands import Command, Reply, ReplyKind
 from protocol.errors import ErrorCode
 from protocol.status import DecisionNotice, Event, HostStatus
+from tests.contract.conftest import Mosquitto, Stranger
 
 Connect = Callable[..., AbstractAsyncContextManager[Stranger]]
 
@@ -176,7 +176,9 @@ async def test_unreadable_command_without_response_topic_becomes_an_event(
     assert seen.detail["code"] == "bad-command"
 
 
-@pytest.mark.parametrize("topic", [topics.host_status(HOST), topics.command("node-b"), "$SYS/broker", topics.ROOT + "/x"])
+@pytest.mark.parametrize(
+    "topic", [topics.host_status(HOST), topics.command("node-b"), "$SYS/broker", topics.ROOT + "/x"]
+)
 async def test_response_topic_in_an_agents_own_tree_is_not_written_to(
     mosquitto: Mosquitto, stranger: Connect, topic: str
 ) -> None:
@@ -613,4 +615,3 @@ async def until(true: Callable[[], bool]) -> None:
     async with asyncio.timeout(PATIENCE):
         while not true():
             await asyncio.sleep(0.005)
-

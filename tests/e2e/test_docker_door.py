@@ -29,7 +29,7 @@ TABLE: dict[str, Any] = json.loads((CHECKOUT / "tests/unit/data/containers.json"
 HOSTS = [
     HostSpec("d26", Engine.DOCKER26),
     HostSpec("d28", Engine.DOCKER28),
-    HostSpec("store28", Engine.DOCKER28, containerd_store=True),
+    HostSpec("store28", Engine.DOCKER28, containerd_store=True, cgroup2=True),
 ]
 # An OCI runtime that holds `create` until it is let go, as the agent's own does on a target.
 HOLD = """#!/bin/sh
@@ -80,6 +80,7 @@ async def test_an_engine_says_what_it_is(host: Host, docker: Docker) -> None:
     engine = await docker.engine("hold")
     assert engine.docker.startswith("26.1" if host.spec.engine is Engine.DOCKER26 else "28.5")
     assert engine.image_store == ("containerd" if host.spec.containerd_store else "graphdriver")
+    assert engine.cgroup_version == (2 if host.spec.cgroup2 else 1)
     assert engine.runc.startswith("1.")
     assert engine.runtime_registered
     assert not (await docker.engine("nothing")).runtime_registered
@@ -185,11 +186,11 @@ async def test_networks_and_volumes(docker: Docker) -> None:
     await docker.remove(made)
     await docker.remove_network("net")
     await docker.remove_network("net")
-    volume = await docker.create_volume({"Name": "v", "Labels": {"a": "b"}})
-    assert await docker.volume("v") == volume
-    assert volume.mountpoint.endswith("/v/_data")
-    await docker.remove_volume("v")
-    await docker.remove_volume("v")
+    volume = await docker.create_volume({"Name": "vol", "Labels": {"a": "b"}})
+    assert await docker.volume("vol") == volume
+    assert volume.mountpoint.endswith("/vol/_data")
+    await docker.remove_volume("vol")
+    await docker.remove_volume("vol")
 
 
 @pytest.mark.parametrize("target", [found.name for found in HOSTS])
@@ -485,11 +486,12 @@ CASES = [
 ]
 
 
+@pytest.mark.parametrize("where", ["d28", "store28"])
 @pytest.mark.parametrize(("words", "options", "said"), CASES, ids=lambda value: "-".join(value)[:30] or "fine")
 def test_what_is_said_beforehand_is_what_criu_does(
-    lab: Lab, words: tuple[str, ...], options: tuple[str, ...], said: str
+    lab: Lab, where: str, words: tuple[str, ...], options: tuple[str, ...], said: str
 ) -> None:
-    host = lab["d28"]
+    host = lab[where]
     host.node.write("/root/program.py", PROGRAM, 0o644)
     command = ("python3", "/program.py", *words)
     try:

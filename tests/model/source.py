@@ -48,8 +48,9 @@ JOURNAL_DECIDES = frozenset({At.FRESH, At.IDLE, At.TOOK_BACK})
 class SourceModel:
     """Every step that a source can take."""
 
-    def __init__(self, rules: Rules) -> None:
+    def __init__(self, rules: Rules, persons: bool) -> None:
         self._rules = rules
+        self._persons = persons
         self._by_line: dict[At, Callable[[Source, Between], Steps]] = {
             At.NEW: self._start,
             At.DOWN: self._restart,
@@ -97,7 +98,8 @@ class SourceModel:
         if (line := self._by_line.get(s.at)) is not None:
             yield from line(s, between)
         yield from self._cancelled_or_failed(s, between)
-        yield from self._person(s, between, target_alive)
+        if self._persons:
+            yield from self._person(s, between, target_alive)
         yield from self._by_itself(s, between)
         yield from self._faults(s, between)
 
@@ -121,7 +123,7 @@ class SourceModel:
     def _enters(self, s: Source, between: Between, there: Phase, at: At) -> Steps:
         yield Step(Kind.STEP, f"enters {there}", self._entered(s, there, at), between)
         if Slip.CANCELLED_WRITE_FORGOTTEN in self._rules.slips and s.at in UNDO_FROM:
-            late = self._entered(s, there, UNDO_FROM[at])._replace(memory=s.memory)
+            late = self._entered(s, there, UNDO_FROM[s.at])._replace(memory=s.memory)
             yield Step(Kind.CANCEL, f"is cancelled while {there} is written", late, between.hang_up())
 
     # --- source.migrate ---
@@ -196,8 +198,7 @@ class SourceModel:
     def _no_answer(self, s: Source, between: Between) -> Steps:
         """peer_client.PeerClient._request raises"""
         why = "is refused" if between.reply is False else "times out"
-        if between.reply is not True:
-            yield Step(Kind.STEP, why, s._replace(at=UNDO_FROM[s.at]), between.hang_up())
+        yield Step(Kind.STEP, why, s._replace(at=UNDO_FROM[s.at]), between.hang_up())
 
     # --- source.commit, run.Run.decide ---
 
@@ -347,9 +348,9 @@ class SourceModel:
         yield Step(Kind.STEP, str(s.at), _undone(s)._replace(at=after), between)
 
     def _back_enter(self, s: Source, between: Between) -> Steps:
-        resolved = s.memory is Phase.COMMITTED
-        entered = self._entered(s, Phase.ROLLED_BACK, At.BACK_TELL, resolved=resolved)
-        yield Step(Kind.STEP, "enters rolled-back", entered, between)
+        if s.memory is Phase.COMMITTED:  # Slip.ABORT_THAWS_FIRST
+            s = s._replace(memory=Phase.STRANDED, journal=Phase.STRANDED)
+        yield Step(Kind.STEP, "enters rolled-back", self._entered(s, Phase.ROLLED_BACK, At.BACK_TELL), between)
 
     def _back_tell(self, s: Source, between: Between) -> Steps:
         left = s._replace(at=At.IDLE, memory=None)
@@ -359,6 +360,8 @@ class SourceModel:
     # --- sources.Sources.resolve ---
 
     def _person(self, s: Source, between: Between, target_alive: bool) -> Steps:
+        if s.at is At.IDLE and s.journal is Phase.STRANDED:
+            yield Step(Kind.PERSON, "its agent is restarted", s._replace(at=At.FRESH, outbox=None), between)
         if s.at not in (At.GO, At.GOING) or s.memory is not Phase.COMMITTED:
             return
         words = self._rules.resolutions[Role.SOURCE, s.memory]

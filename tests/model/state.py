@@ -177,6 +177,8 @@ class Target(NamedTuple):
     slot: bool = False
     asked: bool = False
     """What it does was asked for over the link, and is answered there."""
+    staged: bool = False
+    """This agent has staged it: it holds the hand-over, and awaits dockerd's start."""
     waiting: Waiting = Waiting.NONE
     heard: DecisionKind | None = None
     """The answer to its own question, on its way."""
@@ -226,6 +228,11 @@ class Between(NamedTuple):
     def tell(self, call: Call) -> "Between":
         """Nobody minds the answer."""
         return self._replace(requests=self.requests | {call}, call=None, reply=None)
+
+    def without(self, inert: frozenset[Call]) -> "Between":
+        """Leave out what can change nothing any more, but for what its sender still waits on."""
+        idle = (self.requests & inert) - {self.call}
+        return self._replace(requests=self.requests - idle) if idle else self
 
     def hang_up(self) -> "Between":
         return self._replace(call=None, reply=None)

@@ -6,6 +6,7 @@ import shutil
 import socket
 import stat
 import struct
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -346,6 +347,28 @@ def test_renamed_directories_kept_as_references_come_from_the_merged_view(tmp_pa
         applied(there.merged, stream)
         assert_same(here.merged, there.merged)
         assert last.data_bytes < MIB
+
+
+def test_what_is_mounted_over_a_reference_is_left_out(tmp_path: Path) -> None:
+    """The merged view of a running container shows volumes and /etc/hosts, which are not of this layer."""
+    lower, other = tmp_path / "image", tmp_path / "other"
+    for path in (lower, other):
+        path.mkdir()
+        image(path)
+    (other / "secret").write_text("of the host")
+    with overlays(tmp_path, lower, options=",redirect_dir=on") as (here, there):
+        (here.merged / "full").rename(here.merged / "fuller")
+        mounted = [(other, here.merged / "fuller/sub"), (other / "secret", here.merged / "fuller/a")]
+        for what, where in mounted:
+            subprocess.run(["mount", "--bind", str(what), str(where)], check=True)
+        try:
+            stream, _ = packed(here.source(merged=str(here.merged)))
+        finally:
+            for _, where in mounted:
+                subprocess.run(["umount", str(where)], check=True)
+        assert b"of the host" not in stream
+        applied(there.merged, stream)
+        assert os.listdir(there.merged / "fuller/sub") == []
 
 
 def test_whiteouts_that_are_xattrs_are_whiteouts(tmp_path: Path) -> None:

@@ -1,0 +1,71 @@
+"""What must hold in every state, and where a story may end. handover.md, "Invariants a test can check at every instant"."""
+
+from agent.migration.machine import ENDS, Role
+from model.rules import Rules
+from model.state import At, Between, Does, Dump, Source, Target, Tasks
+from protocol.peer import DecisionKind
+from protocol.status import Phase
+
+TWICE = "runs on both hosts"
+
+
+def broken(rules: Rules, s: Source, t: Target, between: Between) -> str:
+    """Which invariant this state breaks; nothing if none."""
+    if s.runs and t.runs and not between.may_be_two:
+        return TWICE
+    return broken_at_source(rules, s) or broken_at_target(rules, t)
+
+
+def broken_at_source(rules: Rules, s: Source) -> str:
+    if s.runs and s.journal is not None and rules.decision(s.journal) is DecisionKind.COMMIT:
+        return "the source runs its copy, and its journal says commit"
+    if s.tasks is Tasks.RUN and s.dump is not Dump.NONE:
+        return "the source's tasks run while CRIU dumps them"
+    if s.journal in ENDS[Role.SOURCE]:
+        there = Tasks.GONE if s.journal is Phase.DONE else Tasks.RUN
+        if s.tasks is not there or s.locked or s.images or s.policy is not (s.journal is not Phase.DONE):
+            return f"{s.journal} at the source, and something is left: {left_over(s)}"
+    return ""
+
+
+def broken_at_target(rules: Rules, t: Target) -> str:
+    if t.runs and (t.journal is None or not rules.may_run(t.journal)):
+        return f"the target's copy runs, and its journal says {t.journal}"
+    if t.journal is Phase.DISCARDED and (t.tasks is not Tasks.GONE or t.locked or t.hand_over or t.slot):
+        return f"discarded at the target, and something is left: {left_over(t)}"
+    if t.journal is Phase.DONE and (not t.runs or t.hand_over or not t.policy or t.slot):
+        return f"done at the target, and it is not as it should be: {left_over(t)}"
+    return ""
+
+
+def left_over(side: Source | Target) -> str:
+    return ", ".join(f"{name} {value}" for name, value in side._asdict().items() if value not in (None, False))
+
+
+def at_rest(s: Source, t: Target, between: Between) -> bool:
+    """All has ended: nobody works, nothing is on its way, both journals have closed it (or never had it)."""
+    return (
+        s.at is At.IDLE
+        and t.does is Does.FREE
+        and not t.slot
+        and not between.requests
+        and (s.journal is None or s.journal in ENDS[Role.SOURCE])
+        and (t.journal is None or t.journal in ENDS[Role.TARGET])
+    )
+
+
+def good_end(s: Source, t: Target, between: Between) -> bool:
+    """At rest, and it runs exactly once; or as a person was told that it may end."""
+    copies = s.runs + t.runs
+    fair = copies == 1 or (copies == 2 and between.may_be_two) or (copies == 0 and between.may_be_lost)
+    return fair and at_rest(s, t, between)
+
+
+def needs_person(s: Source, t: Target, between: Between) -> str:
+    """Why this state is left to a person, where it may be; each with what it is worth."""
+    if s.stranded or (s.journal is Phase.STRANDED and s.at in (At.IDLE, At.DOWN)):
+        return "stranded: a step of the undo has failed; it is taken again when the agent starts"
+    decided = s.at is At.DECIDE or s.journal is Phase.COMMITTED
+    if decided and not t.alive:
+        return "decided, and the target's copy is gone before it ran: its host has rebooted"
+    return ""
