@@ -12,7 +12,7 @@ import uvloop
 from agent.announcer import Announcer
 from agent.base import config
 from agent.base.config import Settings
-from agent.base.errors import AgentError, Refused
+from agent.base.errors import AgentError
 from agent.base.shell import Shell
 from agent.dispatcher import Dispatcher
 from agent.doors import systemd
@@ -28,7 +28,6 @@ from agent.migration.journal import Journal
 from agent.migration.machine import Role
 from agent.migration.sources import Sources
 from agent.migration.targets import Targets
-from protocol.errors import ErrorCode
 from protocol.peer import DecisionKind
 
 log = logging.getLogger("agent")
@@ -43,7 +42,7 @@ class Asking:
         self._agent = agent
 
     async def ask_peer(self, source: str, migration: str) -> DecisionKind:
-        async with await self._agent.peer(source) as peer:
+        async with self._agent.peer(source) as peer:
             return (await peer.decision(migration)).decision
 
     async def read_retained(self, source: str, migration: str) -> DecisionKind:
@@ -73,17 +72,11 @@ class Agent:
         self.inventory = Inventory(self.host.docker, settings.host, self.announcer, engine=self.host.engine)
         self._server = PeerServer(settings.peer, self.targets)
 
-    async def peer(self, name: str) -> PeerClient:
-        """A client for a peer, at the address that it says of itself.
-
-        Raises:
-            Refused: it has never been heard of.
-
-        """
-        url = self.announcer.url(name)
-        if not url:
-            raise Refused(ErrorCode.PEER_UNREACHABLE, f"the address of {name} is not known: it has not been heard of")
-        return PeerClient(self._settings.peer, self._settings.deadlines, name, url)
+    def peer(self, name: str, last_url: str = "") -> PeerClient:
+        """A client for a peer, at the address that it says of itself, or `last_url` until it has said one."""
+        return PeerClient(
+            self._settings.peer, self._settings.deadlines, name, lambda: self.announcer.url(name) or last_url
+        )
 
     async def _command(self, command: object, answer: object) -> None:
         await self.dispatcher.handle(command, answer)  # type: ignore[arg-type]

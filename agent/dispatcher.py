@@ -15,7 +15,7 @@ from agent.migration.host import Host
 from agent.migration.machine import Role
 from agent.migration.report import report
 from agent.migration.run import Run
-from agent.migration.sources import Sources
+from agent.migration.sources import Sources, untouched
 from agent.migration.targets import Targets
 from protocol.base import utc_now
 from protocol.commands import Cancel, Command, ListMigrations, Migrate, OpenMigration, Ping, Reply, ReplyKind, Resolve
@@ -52,7 +52,8 @@ class Dispatcher:
             if await self._seen_before(command, answer):
                 return
             reply = await self._do(command, answer)
-        except AgentError as error:
+        except AgentError as failure:
+            error = untouched(failure)  # a migration that has begun tells of its end by itself
             log.warning("command %s (%s): %s", command.id, command.kind, error.message)
             reply = self._reply(command.id, ReplyKind.FAILED, error=error.info())
         except Exception as error:

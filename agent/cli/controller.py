@@ -6,8 +6,8 @@ It outlives a broker that is away for a while: subscriptions are made anew, and 
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Final, Self, TypeVar
 
@@ -38,6 +38,10 @@ class NoAnswer(AgentError):
     consequence = Consequence.IN_DOUBT
 
 
+class _Anew(Exception):
+    """The broker was away and is there again: what was said meanwhile may be lost."""
+
+
 class _Ear:
     """One who listens: everything on these topics, in order; an error once the broker is given up."""
 
@@ -47,6 +51,11 @@ class _Ear:
         self.heard: asyncio.Queue[Incoming | Exception] = asyncio.Queue()
 
     async def next(self) -> Incoming:
+        while True:
+            with suppress(_Anew):  # what is retained comes anew
+                return await self.next_or_anew()
+
+    async def next_or_anew(self) -> Incoming:
         message = await self.heard.get()
         if isinstance(message, Exception):
             raise message
@@ -132,13 +141,16 @@ class Controller:
     async def command(self, host: str, command: Command, *, patience: float = ANSWER_SECONDS) -> AsyncIterator[Reply]:
         """Send a command; yields each reply, up to the last.
 
+        It is sent again when the broker was away: by its id a host knows that it is the same one.
+
         Raises:
             Refused: no agent of that name is known to the broker.
             NoAnswer: it was sent, and nothing came back.
 
         """
         correlation = secrets.token_bytes(8)
-        with self._listening(self._replies) as ear:
+
+        async def send() -> None:
             listened = await self._live().publish(
                 topics.command(host),
                 command.model_dump_json().encode(),
@@ -152,17 +164,21 @@ class Controller:
                     f"no agent of {host} listens at the broker",
                     hint="`transship hosts` shows which are online",
                 )
+
+        with self._listening(self._replies) as ear:
+            await send()
             try:
                 async with asyncio.timeout(patience + SLACK_SECONDS):
-                    reply = await self._reply(ear, correlation)
+                    reply = await self._reply(ear, correlation, send)
             except TimeoutError:
                 raise NoAnswer(
                     f"{host} did not answer within {patience:g} s",
                     hint="`transship hosts` and `transship migrations` show whether it is there, and what it began",
                 ) from None
             yield reply
-            while reply.kind is ReplyKind.ACCEPTED:
-                reply = await self._reply(ear, correlation)
+            if reply.kind is ReplyKind.ACCEPTED:
+                while reply.kind is ReplyKind.ACCEPTED:  # as often as it was sent
+                    reply = await self._reply(ear, correlation, send)
                 yield reply
 
     async def ask(self, host: str, command: Command, *, patience: float = ANSWER_SECONDS) -> Reply:
@@ -181,9 +197,14 @@ class Controller:
             raise from_wire(reply.error)
         return reply
 
-    async def _reply(self, ear: _Ear, correlation: bytes) -> Reply:
+    async def _reply(self, ear: _Ear, correlation: bytes, again: Callable[[], Awaitable[None]]) -> Reply:
         while True:
-            message = await ear.next()
+            try:
+                message = await ear.next_or_anew()
+            except _Anew:
+                with suppress(BrokerUnavailable, Refused):  # the next time, then; its agent may not be back yet
+                    await again()
+                continue
             if message.correlation == correlation:
                 try:
                     return read(Reply, message.payload)
@@ -260,6 +281,9 @@ class Controller:
             if ear.patterns != (self._replies,):
                 await link.subscribe(*ear.patterns, qos=ear.qos)
         self._link = link
+        if self._up.is_set():
+            for ear in self._ears:
+                ear.heard.put_nowait(_Anew())
         self._up.set()
         try:
             async for message in link.messages():

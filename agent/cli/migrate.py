@@ -16,7 +16,7 @@ from agent.cli.output import FAILED, IN_DOUBT, OK, REFUSED, Out, exit_code
 from agent.cli.progress import View, view
 from protocol.base import new_command_id
 from protocol.commands import Migrate, Reply, ReplyKind
-from protocol.errors import ErrorCode, ErrorInfo
+from protocol.errors import Consequence, ErrorCode, ErrorInfo
 from protocol.reading import explain
 from protocol.status import ENDED, MigrationReport, MigrationStatus, Phase
 
@@ -164,9 +164,8 @@ async def _outcome(
         await asyncio.wait({reply}, timeout=LAST_REPLY_SECONDS)
         if reply.done():
             answer = reply.result()
-            ended = last.phase if last else None
             report = answer.report or (last.report if last else None)
-            return Outcome(Phase.DONE if answer.error is None else ended, answer.error, report)
+            return Outcome(_ended(answer.error, last), answer.error, report)
         assert last is not None
         return Outcome(last.phase, last.error, last.report)
     finally:
@@ -175,6 +174,22 @@ async def _outcome(
             with suppress(asyncio.CancelledError, StopAsyncIteration, AgentError):
                 await task
         await statuses.aclose()
+
+
+def _ended(error: ErrorInfo | None, last: MigrationStatus | None) -> Phase | None:
+    """The phase that it ended in: the reply may come before the status that says it."""
+    if error is None:
+        return Phase.DONE
+    if last is not None and (last.phase in ENDED or error.consequence is Consequence.IN_DOUBT):
+        return last.phase
+    return _ENDS.get(error.consequence)
+
+
+_ENDS = {
+    Consequence.UNTOUCHED: Phase.REFUSED,
+    Consequence.TAKEN_BACK: Phase.ROLLED_BACK,
+    Consequence.STRANDED: Phase.STRANDED,
+}
 
 
 def _tell(out: Out, shown: View, migration: str, outcome: Outcome) -> int:

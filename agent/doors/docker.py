@@ -323,12 +323,14 @@ class Docker:
         try:
             params = {"quiet": True}
             async with self._call("POST", "images/load", params=params, data=watched(), timeout=None) as response:
-                said = [line async for line in docker_events.lines(response.content.iter_any())]
+                loaded = _loaded([line async for line in docker_events.lines(response.content.iter_any())])
         except DockerFailed:
             if broken:
-                raise broken[0] from None
+                raise broken[0] from None  # whatever dockerd made of the half that it got
             raise
-        return _loaded(said)
+        if broken:
+            raise broken[0]
+        return loaded
 
     async def tag_image(self, ref: str, repo: str, tag: str = "latest") -> None:
         await self._do("POST", _path("images", ref, "tag"), params={"repo": repo, "tag": tag})

@@ -188,7 +188,9 @@ class Broker:
                     async for message in link.messages():
                         self._route(message)
                 except asyncio.CancelledError:
-                    if not any(sender.done() for sender in senders):  # else the link is lost, and nothing can be said over it
+                    if not any(
+                        sender.done() for sender in senders
+                    ):  # else the link is lost, and nothing can be said over it
                         await self._say_goodbye(link, will)
                     raise
         finally:

@@ -8,11 +8,11 @@ import logging
 import re
 import socket
 import ssl
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import aiomqtt
 from paho.mqtt.client import Client as Paho
@@ -36,7 +36,8 @@ LEAVE_SECONDS: Final = 3.0
 
 _REFUSED: Final = 0x80
 _NOBODY_LISTENS: Final = 0x10
-_LOST: Final = -1
+
+T = TypeVar("T")
 
 
 class BrokerUnavailable(AgentError):
@@ -61,7 +62,7 @@ class Incoming:
 
 
 class _Client(aiomqtt.Client):
-    """Keeps the broker's reason for each publish, which aiomqtt 2 passes over, and lets nobody wait on a lost link."""
+    """Keeps the broker's reason for each publish, which aiomqtt 2 passes over."""
 
     acks: dict[int, asyncio.Future[int]]
 
@@ -69,17 +70,26 @@ class _Client(aiomqtt.Client):
     def paho(self) -> Paho:
         return self._client
 
+    @property
+    def lost(self) -> asyncio.Future[None]:
+        """Done when the connection has ended."""
+        return self._disconnected
+
     def _on_publish(
         self, client: Paho, userdata: Any, mid: int, reason_code: ReasonCode, properties: Properties
     ) -> None:
         if (ack := self.acks.get(mid)) and not ack.done():
             ack.set_result(reason_code.value)
 
-    def _on_disconnect(self, *arguments: Any) -> None:
-        super()._on_disconnect(*arguments)
-        for ack in self.acks.values():
-            if not ack.done():
-                ack.set_result(_LOST)
+
+class _TlsContext(ssl.SSLContext):
+    """Remembers its socket: one whose handshake fails is left open by paho."""
+
+    socket: ssl.SSLSocket | None = None
+
+    def wrap_socket(self, *arguments: Any, **options: Any) -> ssl.SSLSocket:
+        self.socket = super().wrap_socket(*arguments, **options)
+        return self.socket
 
 
 class Link:
@@ -118,16 +128,12 @@ class Link:
             info = self._client.paho.publish(topic, payload, 1, retain, properties)
         except ValueError as error:
             raise NotAllowed(f"can't publish to {topic!r}: {error}") from error
-        ack = self._client.acks[info.mid] = asyncio.get_running_loop().create_future()
+        ack: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._client.acks[info.mid] = ack
         try:
-            async with asyncio.timeout(ACK_SECONDS):
-                reason = _LOST if info.rc else await ack
-        except TimeoutError:
-            raise BrokerUnavailable(f"{self._where} did not acknowledge a message in {ACK_SECONDS:g} s") from None
+            reason = await self._unless_lost(ack)
         finally:
             del self._client.acks[info.mid]
-        if reason == _LOST:
-            raise BrokerUnavailable(f"the connection to {self._where} is lost")
         if reason >= _REFUSED:
             raise NotAllowed(f"the broker does not allow publishing to {topic}", hint=_ACL_HINT)
         return reason != _NOBODY_LISTENS
@@ -139,14 +145,28 @@ class Link:
         (mosquitto: 1000), while at QoS 0 it writes them all.
         """
         with _renamed(self._where):
-            codes = await self._client.subscribe([(pattern, qos) for pattern in patterns])
+            codes = await self._unless_lost(self._client.subscribe([(pattern, qos) for pattern in patterns]))
         refused = [pattern for pattern, code in zip(patterns, codes, strict=True) if _number(code) >= _REFUSED]
         if refused:
             raise NotAllowed(f"the broker does not allow subscribing to {', '.join(refused)}", hint=_ACL_HINT)
 
     async def unsubscribe(self, *patterns: str) -> None:
         with _renamed(self._where):
-            await self._client.unsubscribe(list(patterns))
+            await self._unless_lost(self._client.unsubscribe(list(patterns)))
+
+    async def _unless_lost(self, answer: Awaitable[T]) -> T:
+        """Wait for the broker's answer to something, but not on a connection that has ended."""
+        waiting = asyncio.ensure_future(answer)
+        either: set[asyncio.Future[Any]] = {waiting, self._client.lost}
+        try:
+            await asyncio.wait(either, timeout=ACK_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+            if waiting.done():
+                return waiting.result()
+        finally:
+            waiting.cancel()
+        if self._client.lost.done():
+            raise BrokerUnavailable(f"the connection to {self._where} is lost")
+        raise BrokerUnavailable(f"{self._where} did not answer in {ACK_SECONDS:g} s")
 
     async def messages(self) -> AsyncIterator[Incoming]:
         """All that comes, until the connection is lost, which is an error."""
@@ -183,8 +203,14 @@ async def connect(
     """
     where = f"the broker at {settings.host}:{settings.port}"
     with _renamed(where):
-        client = await _client(settings, client_id, will, session_seconds)
-        await _enter(client)
+        tls = await asyncio.to_thread(_tls, settings.ca) if settings.tls else None
+        client = await _client(settings, client_id, will, session_seconds, tls)
+        try:
+            await _enter(client)
+        except BaseException:
+            if tls is not None and tls.socket is not None:
+                tls.socket.close()
+            raise
     try:
         yield Link(client, where)
     finally:
@@ -192,7 +218,11 @@ async def connect(
 
 
 async def _client(
-    settings: config.Broker, client_id: str, will: tuple[str, bytes] | None, session_seconds: int
+    settings: config.Broker,
+    client_id: str,
+    will: tuple[str, bytes] | None,
+    session_seconds: int,
+    tls: ssl.SSLContext | None,
 ) -> _Client:
     properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
     properties.SessionExpiryInterval = session_seconds
@@ -209,7 +239,7 @@ async def _client(
         keepalive=KEEPALIVE_SECONDS,
         timeout=ACK_SECONDS,
         will=aiomqtt.Will(will[0], will[1], qos=1, retain=True) if will else None,
-        tls_context=await asyncio.to_thread(_tls, settings.ca) if settings.tls else None,
+        tls_context=tls,
         logger=_paho_log,
         socket_options=[(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)],  # else a command waits 40 ms for its packet
     )
@@ -221,10 +251,16 @@ def _password(settings: config.Broker) -> str | None:
     return settings.password_file.read_text().strip() if settings.password_file else settings.password
 
 
-def _tls(ca: Path | None) -> ssl.SSLContext:
-    if ca is not None and not ca.exists():
+def _tls(ca: Path | None) -> _TlsContext:
+    """For clients: the server's name is checked; None is the authorities that this machine trusts."""
+    context = _TlsContext(ssl.PROTOCOL_TLS_CLIENT)
+    if ca is None:
+        context.load_default_certs()
+    elif ca.exists():
+        context.load_verify_locations(ca)
+    else:
         raise FileNotFoundError(f"the broker's authority {ca} is not there")
-    return ssl.create_default_context(cafile=ca)
+    return context
 
 
 async def _enter(client: _Client) -> None:

@@ -27,11 +27,11 @@ M = TypeVar("M", bound=WireModel)
 
 
 class PeerClient:
-    """One peer, known by name and reached at a URL. An async context manager, or `close()` it."""
+    """One peer, known by name; `url` says at each request where it is now, or nothing while that is not known."""
 
-    def __init__(self, link: PeerLink, deadlines: Deadlines, name: str, url: str) -> None:
+    def __init__(self, link: PeerLink, deadlines: Deadlines, name: str, url: Callable[[], str]) -> None:
         self.name = name
-        self._url = url.rstrip("/")
+        self.url = url
         self._deadlines = deadlines
         self._context = client_context(link)
         self._session: aiohttp.ClientSession | None = None
@@ -131,7 +131,14 @@ class PeerClient:
     async def _request(
         self, method: str, migration: str, what: str, data: Any, timeout: aiohttp.ClientTimeout
     ) -> bytes:
-        url = f"{self._url}/v1/migrations/{migration}{what}"
+        base = self.url().rstrip("/")
+        if not base:
+            raise Refused(
+                ErrorCode.PEER_UNREACHABLE,
+                f"the address of {self.name} is not known: it has not been heard of",
+                hint="is its agent running, and connected to the same broker?",
+            )
+        url = f"{base}/v1/migrations/{migration}{what}"
         wire.debug("> peer %s %s %s", self.name, method, what or "(discard)")
         began = time.monotonic()
         try:
@@ -149,7 +156,7 @@ class PeerClient:
         except aiohttp.ClientConnectorError as error:
             raise Refused(
                 ErrorCode.PEER_UNREACHABLE,
-                f"{self.name} can't be reached at {self._url}: {error.os_error}",
+                f"{self.name} can't be reached at {base}: {error.os_error}",
                 hint="is its agent running, and the port open between the hosts?",
             ) from None
         except (TimeoutError, aiohttp.ClientError, ConnectionError) as error:
@@ -179,7 +186,3 @@ def _error(status: int, body: bytes, name: str) -> Exception:
         return from_wire(ErrorInfo.model_validate(json.loads(body)))
     except (ValueError, ValidationError):
         return TransferFailed(f"{name} answered {status}: {body[:200].decode(errors='replace')}")
-
-
-PeerFactory = Callable[[str, str], PeerClient]
-"""From a peer's name and URL to the client for it."""

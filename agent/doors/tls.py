@@ -1,4 +1,4 @@
-"""The peer link below HTTP: TLS 1.3 only with certificates of the cluster's own CA on both sides; how a dead link shows."""
+"""The peer link below HTTP: TLS 1.3 only, with certificates of the cluster's own CA on both sides; its time-outs."""
 
 import socket
 import ssl

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from agent.base.errors import AgentError, Cancelled, ContainerGone, Refused, StepFailed, Stranded
+from agent.doors.docker import unavailable
 from agent.doors.docker_model import Container
 from agent.doors.peer_client import PeerClient
 from agent.migration import leaving, machine, preflight, source
@@ -19,7 +20,7 @@ from agent.strategy import Strategy
 from agent.strategy.cold import Cold
 from protocol.base import new_migration_id
 from protocol.commands import Migrate
-from protocol.errors import ErrorCode, ErrorInfo
+from protocol.errors import Consequence, ErrorCode, ErrorInfo
 from protocol.peer import DecisionKind
 from protocol.status import Phase
 
@@ -29,6 +30,12 @@ PROGRESS_SECONDS = 0.2
 
 Begun = Callable[[Run], Awaitable[None]]
 Ended = Callable[[Run, AgentError | None], Awaitable[None]]
+
+
+class Peers(Protocol):
+    """Clients for peers."""
+
+    def __call__(self, name: str, last_url: str = "") -> PeerClient: ...
 
 
 class Watching(Protocol):
@@ -52,7 +59,7 @@ class _Move:
 class Sources:
     """Every migration that this host is the source of."""
 
-    def __init__(self, host: Host, peers: Callable[[str], Awaitable[PeerClient]], watching: Watching) -> None:
+    def __init__(self, host: Host, peers: Peers, watching: Watching) -> None:
         self._host = host
         self._peers = peers
         self._watching = watching
@@ -137,7 +144,8 @@ class Sources:
         await run.note_down(**subject.to_record())
         run.notes += subject.notes
         run.strategy = strategy_for(request)
-        async with await self._peers(request.to) as peer:
+        async with self._peers(request.to) as peer:
+            await run.note_down(peer_url=peer.url())
             await source.migrate(run, subject, self._host, peer, strategies[run.strategy]())
 
     async def _took_back(self, run: Run, error: AgentError) -> AgentError:
@@ -154,6 +162,7 @@ class Sources:
             error = stranded
         elif run.phase is Phase.PLANNED:
             await run.enter(Phase.REFUSED)
+            error = untouched(error)
         else:
             await run.enter(Phase.ROLLED_BACK)
         await self._watching.changed(run, error.info())
@@ -209,7 +218,7 @@ class Sources:
             await asyncio.wait({move.task})
         run = move.run
         subject = await self._subject_now(run)
-        async with await self._peers(run.peer) as peer:
+        async with self._peers(run.peer, run.record.get("peer_url", "")) as peer:
             if decision is DecisionKind.ABORT:
                 await self.take_back(run, subject, peer, resolved=True)
             else:
@@ -246,7 +255,7 @@ class Sources:
                 await run.enter(Phase.REFUSED if run.phase is Phase.PLANNED else Phase.ROLLED_BACK)
                 return
             subject = await self._subject_now(run)
-            async with await self._peers(run.peer) as peer:
+            async with self._peers(run.peer, run.record.get("peer_url", "")) as peer:
                 if machine.on_restart(Role.SOURCE, run.phase) is OnRestart.GO_ON:
                     await self._changed(run)  # the retained decision may not have been sent before the crash
                     await source.finish(run, subject, self._host, peer, Cold())
@@ -272,6 +281,13 @@ class Sources:
         await Cold().release(run, self._host)
         await run.enter(Phase.ROLLED_BACK, resolved=resolved)
         await leaving.tell_discard(peer, run)
+
+
+def untouched(error: AgentError) -> AgentError:
+    """An error that came before anything was done, as the refusal that it amounts to."""
+    if error.consequence is Consequence.UNTOUCHED:
+        return error
+    return unavailable(error) or Refused(error.code, error.message, hint=error.hint, detail=error.detail)
 
 
 strategies: dict[str, Callable[[], Strategy]] = {"cold": Cold}

@@ -10,7 +10,8 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Protocol, TypeVar
 
-from agent.base.errors import AgentError, Refused
+from agent.base.errors import AgentError, DockerFailed, Refused
+from agent.doors.docker import unavailable
 from agent.doors.peer_server import Stream
 from agent.migration import admission, machine
 from agent.migration.host import Host
@@ -75,7 +76,10 @@ class Targets:
             if offer.migration in self._slots or await self._host.journal.get(offer.migration, Role.TARGET):
                 raise Refused(ErrorCode.BUSY, f"{offer.migration} is known here already")
             needs = [slot.need for slot in self._slots.values()]
-            answer, need = await admission.examine(self._host, offer, needs, image_room(offer))
+            try:
+                answer, need = await admission.examine(self._host, offer, needs, image_room(offer))
+            except DockerFailed as error:
+                raise unavailable(error) or error from None
             record = {"offer": offer.model_dump(mode="json")}
             entry = Run.entry(offer.migration, Role.TARGET, offer.container, peer, record)
             run = Run(self._host.journal, entry)

@@ -13,6 +13,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from agent.base.errors import ContainerGone
 from agent.base.shell import Shell
 from agent.checkpoint.freezer import cgroup_of
 from agent.network.lock import in_netns
@@ -93,6 +94,8 @@ async def look(shell: Shell, pid: int) -> View:
     """
     group = cgroup_of(pid)
     processes = await asyncio.to_thread(lambda: tuple(filter(None, map(_process, group.tasks()))))
+    if all(process.pid != pid for process in processes):
+        raise ContainerGone(f"process {pid} is not in the cgroup {group.path}")
     watches = await asyncio.to_thread(_overlay_watches, pid, processes)
     watched = await asyncio.to_thread(_find, pid, watches) if watches else ()
     rows = await shell.run(*in_netns(pid, "ss", "--unix", "--all", "--numeric", "--no-header"), label="ss")

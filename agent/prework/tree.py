@@ -133,9 +133,7 @@ class Gone:
 
 
 def record_of(found: os.stat_result, marks: int = 0) -> bytes:
-    return _RECORD.pack(
-        found.st_ino, found.st_ctime_ns, found.st_mtime_ns, found.st_size, found.st_mode, marks
-    )
+    return _RECORD.pack(found.st_ino, found.st_ctime_ns, found.st_mtime_ns, found.st_size, found.st_mode, marks)
 
 
 def is_racy(found: os.stat_result, looked_at_ns: int) -> bool:

@@ -77,6 +77,7 @@ class StoryHost:
         self.go = asyncio.Event()
         self.held = asyncio.Event()
         self.open: dict[str, OpenMigration] = {}
+        self._answers: dict[str, list[Answer]] = {}
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator["StoryHost"]:
@@ -116,6 +117,10 @@ class StoryHost:
         return Reply(kind=kind, host=self.name, command=command.id, at=utc_now(), **more)
 
     async def _handle(self, command: Command, answer: Answer) -> None:
+        if command.id in self._answers:  # the same command again
+            self._answers[command.id].append(answer)
+            await answer(self.reply(command, ReplyKind.ACCEPTED, migration=next(iter(self.open), None)))
+            return
         self.commands.append(command)
         match command:
             case Migrate():
@@ -145,13 +150,15 @@ class StoryHost:
             since=move.began,
             doubt=self.doubt,
         )
+        self._answers[command.id] = [answer]
         await answer(self.reply(command, ReplyKind.ACCEPTED, migration=move.id))
         last = await move.run()
         del self.open[move.id]
         move.say(last, ended=True)
         if not self.lose_replies:
             kind = ReplyKind.FAILED if move.error else ReplyKind.FINISHED
-            await answer(self.reply(command, kind, migration=move.id, error=move.error, report=move.report()))
+            for each in self._answers.pop(command.id):
+                await each(self.reply(command, kind, migration=move.id, error=move.error, report=move.report()))
 
 
 class Move:

@@ -2,10 +2,7 @@
 
 import asyncio
 import logging
-import os
-import signal
 import socket
-import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -460,12 +457,12 @@ asyncio.run(main())
 """
     async with stranger(mosquitto) as client:
         await client.subscribe(topics.host_status(HOST))
-        process = subprocess.Popen([sys.executable, "-c", program])
+        process = await asyncio.create_subprocess_exec(sys.executable, "-c", program)
         try:
             assert (await client.next_json())["online"] is True
         finally:
-            os.kill(process.pid, signal.SIGKILL)
-            process.wait(PATIENCE)
+            process.kill()
+            await process.wait()
         assert (await client.next_json())["online"] is False
 
 

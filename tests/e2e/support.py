@@ -47,8 +47,16 @@ def leftovers(host: Host) -> list[str]:
     return found
 
 
-async def clean(cluster: Cluster, *hosts: str) -> None:
+async def clean(cluster: Cluster, *hosts: str, seconds: float = 20.0) -> None:
     """Nothing is left over on these hosts."""
     for name in hosts:
-        host = cluster[name]
-        await until(lambda host=host: not leftovers(host), f"nothing is left on {name}: {leftovers(host)}", 20)  # type: ignore[misc]
+        found: list[str] = ["not looked yet"]
+
+        def looked(host: Host = cluster[name], found: list[str] = found) -> bool:
+            found[:] = leftovers(host)
+            return not found
+
+        try:
+            await until(looked, f"nothing is left on {name}", seconds)
+        except AssertionError as error:
+            raise AssertionError(f"{error}: {found}") from None

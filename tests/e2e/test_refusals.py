@@ -140,8 +140,8 @@ async def test_wrong_certificate(moves: Cluster, counter: str) -> None:
     script = (
         "cd /etc/transship/pki && mkdir -p keep && cp ca.crt host.crt host.key keep/ && "
         "/opt/transship/bin/transship pki init --out /tmp/other && "
-        "/opt/transship/bin/transship pki host b26 --out /tmp/other --dns b26 && "
-        "cp /tmp/other/b26.crt host.crt && cp /tmp/other/b26.key host.key"
+        "/opt/transship/bin/transship pki host b26 --ca-dir /tmp/other --out /tmp/other/b26 && "
+        "cp /tmp/other/b26/host.crt /tmp/other/b26/host.key ."
     )
     moves["b26"].run(["sh", "-c", script])
     moves["b26"].stop_agent()

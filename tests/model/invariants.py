@@ -1,12 +1,19 @@
 """What must hold in every state, and where a story may end. handover.md, "Invariants a test can check at every instant"."""
 
 from agent.migration.machine import ENDS, Role
-from model.rules import Rules
-from model.state import At, Between, Does, Dump, Source, Target, Tasks
+from tests.model.rules import Rules
+from tests.model.state import At, Between, Does, Dump, Source, Target, Tasks, Waiting
 from protocol.peer import DecisionKind
 from protocol.status import Phase
 
 TWICE = "runs on both hosts"
+NO_WAY = "nothing that the agents do from here leads to a good end"
+DISCARDING = frozenset({Does.REMOVE, Does.SWEEP, Does.DISCARDED})
+
+# What is left to a person, and why it has to be
+STRANDED = "a step of the undo has failed: trying it for ever would hide it; it is taken again when the agent starts"
+COPY_GONE = "decided, and the target's copy is gone before it ran, by a reboot or a person's word: nothing is taken back"
+GIVEN_UP = "the same, and a person has given up the source's copy too: it is lost, as they were told; theirs to remove"
 
 
 def broken(rules: Rules, s: Source, t: Target, between: Between) -> str:
@@ -22,9 +29,9 @@ def broken_at_source(rules: Rules, s: Source) -> str:
     if s.tasks is Tasks.RUN and s.dump is not Dump.NONE:
         return "the source's tasks run while CRIU dumps them"
     if s.journal in ENDS[Role.SOURCE]:
-        there = Tasks.GONE if s.journal is Phase.DONE else Tasks.RUN
-        if s.tasks is not there or s.locked or s.images or s.policy is not (s.journal is not Phase.DONE):
-            return f"{s.journal} at the source, and something is left: {left_over(s)}"
+        as_it_should = s.tasks is Tasks.GONE if s.journal is Phase.DONE else s.tasks is Tasks.RUN and s.policy
+        if not as_it_should or s.locked or s.images:
+            return f"{s.journal} at the source, and it is not as it should be: {left_over(s)}"
     return ""
 
 
@@ -62,10 +69,12 @@ def good_end(s: Source, t: Target, between: Between) -> bool:
 
 
 def needs_person(s: Source, t: Target, between: Between) -> str:
-    """Why this state is left to a person, where it may be; each with what it is worth."""
+    """Why this state is left to a person, if it may be."""
     if s.stranded or (s.journal is Phase.STRANDED and s.at in (At.IDLE, At.DOWN)):
-        return "stranded: a step of the undo has failed; it is taken again when the agent starts"
-    decided = s.at is At.DECIDE or s.journal is Phase.COMMITTED
-    if decided and not t.alive:
-        return "decided, and the target's copy is gone before it ran: its host has rebooted"
-    return ""
+        return STRANDED
+    discarding = between.may_be_lost and (t.waiting is not Waiting.NONE or t.does in DISCARDING)
+    if t.released or (t.alive and not discarding):
+        return ""
+    if s.at is At.DECIDE or s.journal is Phase.COMMITTED:
+        return COPY_GONE
+    return GIVEN_UP if between.person_gave_up else ""

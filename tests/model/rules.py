@@ -27,6 +27,7 @@ class Slip(StrEnum):
     DUMP_NOT_NOTED = "CRIU is started before the journal knows of it"
     FORGETS_UNCONFIRMED = "an end that the target has not confirmed is pruned"
     NOT_MENDED = "a decision whose write has failed is taken back before the journal says so"
+    NOT_STARTED_AFTER_DEATH = "a container that died while its policy was no is not started by the undo"
     POLICY_LEFT = "the source's restart policy is left on"
     COMMITS_UNJOURNALED = "go is said before the decision is on the disk"
     KILLS_UNCONFIRMED = "the source's copy is ended before the target has confirmed"
@@ -39,6 +40,8 @@ class Slip(StrEnum):
     POLICY_EARLY = "the target's container gets its restart policy when it is created"
     RELEASED_EARLY = "that the copy runs is noted before it does"
 
+
+OPEN: frozenset[Slip] = frozenset()
 
 PROPOSED_MOVES = frozenset(
     {

@@ -8,14 +8,15 @@ kept as what they add to the number of the state.
 from array import array
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Generic, NamedTuple, TypeVar
 
 from agent.base.errors import IllegalMove
-from model import invariants
-from model.rules import Rules
-from model.source import SourceModel
-from model.state import FAULTS, Between, Call, Kind, Source, Step, Target
-from model.target import TargetModel, inert
+from tests.model import invariants
+from tests.model.rules import Rules
+from tests.model.source import SourceModel
+from tests.model.state import FAULTS, Between, Call, Kind, Source, Step, Target
+from tests.model.target import TargetModel, inert
 from protocol.peer import DecisionKind
 
 H = TypeVar("H", bound=Hashable)
@@ -87,7 +88,7 @@ class Search:
         self._labels: Numbers[str] = Numbers()
         # by number of a side: what the other knows of it, whether its copy runs, what it breaks alone
         self._of_source: Numbers[DecisionKind | None] = Numbers()
-        self._of_target: Numbers[tuple[bool, frozenset[Call]]] = Numbers()
+        self._of_target: Numbers[tuple[bool, frozenset[Call], bool]] = Numbers()
         self._known: tuple[list[int], list[int]] = ([], [])
         self._runs: tuple[list[bool], list[bool]] = ([], [])
         self._breaks: tuple[list[str], list[str]] = ([], [])
@@ -103,7 +104,7 @@ class Search:
         self._breaks[0].append(invariants.broken_at_source(self._rules, s))
 
     def _see_target(self, t: Target) -> None:
-        self._known[1].append(self._of_target.of((t.alive, inert(t))))
+        self._known[1].append(self._of_target.of((t.alive, *inert(t))))
         self._runs[1].append(t.runs)
         self._breaks[1].append(invariants.broken_at_target(self._rules, t))
 
@@ -136,7 +137,7 @@ class Search:
 
         def packed(step: Step) -> int:
             assert isinstance(step.side, Source)
-            return self._sources.of(step.side) << 2 * BITS | self._betweens.of(step.between.without(inert(t)))
+            return self._sources.of(step.side) << 2 * BITS | self._betweens.of(step.between.without(*inert(t)))
 
         return self._packed(steps, "source", packed, source << 2 * BITS | between)
 
@@ -146,7 +147,7 @@ class Search:
 
         def packed(step: Step) -> int:
             assert isinstance(step.side, Target)
-            return self._targets.of(step.side) << BITS | self._betweens.of(step.between.without(inert(step.side)))
+            return self._targets.of(step.side) << BITS | self._betweens.of(step.between.without(*inert(step.side)))
 
         return self._packed(steps, "target", packed, target << BITS | between)
 
@@ -175,7 +176,7 @@ class Search:
             ours, theirs = self._edges(packed)
             if ours.illegal or theirs.illegal:
                 return self._violated(here, ours.illegal or theirs.illegal)
-            for label, adds in ours.steps + theirs.steps:
+            for label, adds in chain(ours.steps, theirs.steps):
                 after = packed + adds
                 there = index.get(after)
                 if there is None:
@@ -215,6 +216,22 @@ class Search:
         return lines[::-1]
 
     # --- ways to a good end ---
+
+    def stuck(self) -> dict[str, list[int]]:
+        """The states that no agent gets out of by itself, by why that may be so; "" for those where it may not."""
+        good = list(self.where(invariants.good_end))
+        why: dict[str, list[int]] = {"": []}
+        for number in self.without_a_way(good):
+            why.setdefault(invariants.needs_person(*self.state(number)), []).append(number)
+        if Kind.PERSON in self._kinds:  # what is left to a person, a person must be able to end
+            why[""] += self.without_a_way(good, persons=True)
+        return why
+
+    def find(self) -> Found:
+        """A violation in some state, or else a state without a way to a good end that should have one."""
+        if not self.run().violation and (lost := self.stuck()[""]):
+            self._violated(min(lost), invariants.NO_WAY)
+        return self.found
 
     def without_a_way(self, ends: Iterable[int], *, persons: bool = False) -> list[int]:
         """The states from which no sequence of steps, none of them a fault, leads to one of `ends`."""

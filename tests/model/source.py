@@ -7,8 +7,8 @@ any step, since every step is a state of its own.
 from collections.abc import Callable, Iterator
 
 from agent.migration.machine import ENDS, OnRestart, Role
-from model.rules import Broken, Rules, Slip
-from model.state import At, Between, Call, Dump, Kind, Source, Step, Tasks
+from tests.model.rules import Broken, Rules, Slip
+from tests.model.state import At, Between, Call, Dump, Kind, Source, Step, Tasks
 from protocol.peer import DecisionKind
 from protocol.status import Phase
 
@@ -225,7 +225,8 @@ class SourceModel:
     def _go(self, s: Source, between: Between) -> Steps:
         """source.go_until_answered"""
         if Slip.KILLS_UNCONFIRMED in self._rules.slips:
-            yield Step(Kind.STEP, "says go, and does not wait", s._replace(at=At.KILL), between.tell(Call.GO))
+            killing = self._entered(s, Phase.RUNNING, At.KILL)
+            yield Step(Kind.STEP, "says go, and does not wait", killing, between.tell(Call.GO))
         else:
             yield Step(Kind.STEP, "says go", s._replace(at=At.GOING), between.ask(Call.GO))
 
@@ -290,7 +291,10 @@ class SourceModel:
 
     def _undo(self, s: Source, between: Between) -> Steps:
         after = UNDOING[s.at]
-        yield Step(Kind.STEP, str(s.at), _undone(s)._replace(at=after), between)
+        undone = _undone(s)._replace(at=after)
+        if s.at is At.UNDO_POLICY and Slip.NOT_STARTED_AFTER_DEATH not in self._rules.slips:
+            undone = undone._replace(tasks=_started(s.tasks))
+        yield Step(Kind.STEP, str(s.at), undone, between)
         yield Step(Kind.FAIL, f"fails: {s.at}", s._replace(at=after, stranded=True), between)
 
     def _undo_offer(self, s: Source, between: Between) -> Steps:
@@ -309,6 +313,9 @@ class SourceModel:
             s = s._replace(journal=s.memory)
         ended = self._entered(s, there, At.IDLE)._replace(memory=None, stranded=False)
         yield Step(Kind.STEP, f"enters {there}", ended, between)
+        if Slip.GIVES_UP_TAKING_BACK in self._rules.slips:
+            left = s._replace(at=At.IDLE, memory=None, stranded=False)
+            yield Step(Kind.FAIL, f"can't enter {there}, and leaves it", left, between)
 
     # --- sources.Sources.recover ---
 
@@ -403,6 +410,13 @@ class SourceModel:
         down = s._replace(at=At.DOWN, memory=None, stranded=False, outbox=None)
         if s.up and s.at is not At.NEW:
             yield Step(Kind.CRASH, "crashes", down, between.hang_up())
+        if s.tasks in (Tasks.RUN, Tasks.FROZEN) and not s.policy:  # with its policy dockerd has it running again
+            dead = s._replace(tasks=Tasks.DEAD, locked=False)
+            if s.at in UNDO_FROM and s.at is not At.DECIDE:  # sources.Sources.container_died
+                dead = dead._replace(at=UNDO_FROM[s.at])
+                yield Step(Kind.DIE, "its container dies", dead, between.hang_up())
+            else:
+                yield Step(Kind.DIE, "its container dies", dead, between)
         rebooted = down._replace(locked=False, images=False, dump=Dump.NONE)
         if s.tasks is not Tasks.GONE:
             rebooted = rebooted._replace(tasks=Tasks.RUN if s.policy else Tasks.DEAD)
@@ -420,6 +434,11 @@ def _undone(s: Source) -> Source:
         case At.UNDO_POLICY | At.BACK_POLICY:
             return s._replace(policy=True)
         case At.BACK_START:
-            return s._replace(tasks=Tasks.RUN if s.tasks is Tasks.DEAD else s.tasks)
+            return s._replace(tasks=_started(s.tasks))
         case _:
             return s._replace(images=False)
+
+
+def _started(tasks: Tasks) -> Tasks:
+    """leaving.start_as_docker_would"""
+    return Tasks.RUN if tasks is Tasks.DEAD else tasks

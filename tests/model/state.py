@@ -14,6 +14,7 @@ class Kind(StrEnum):
     PERSON = "person"
     CRASH = "crash"  # of an agent
     REBOOT = "reboot"  # of a host: tasks, locks and all tmpfs are gone
+    DIE = "die"  # the container, by itself or by the kernel: its program ends, memory runs out
     FAIL = "fail"  # of an outside call: Docker, nft, the freezer, CRIU, the journal's disk
     CANCEL = "cancel"
     STOP = "stop"  # of an agent, in good order
@@ -229,10 +230,13 @@ class Between(NamedTuple):
         """Nobody minds the answer."""
         return self._replace(requests=self.requests | {call}, call=None, reply=None)
 
-    def without(self, inert: frozenset[Call]) -> "Between":
-        """Leave out what can change nothing any more, but for what its sender still waits on."""
+    def without(self, inert: frozenset[Call], deaf: bool) -> "Between":
+        """Leave out what can change nothing any more at the target, but for what its sender still waits on."""
         idle = (self.requests & inert) - {self.call}
-        return self._replace(requests=self.requests - idle) if idle else self
+        retained = None if deaf else self.retained
+        if not idle and retained is self.retained:
+            return self
+        return self._replace(requests=self.requests - idle, retained=retained)
 
     def hang_up(self) -> "Between":
         return self._replace(call=None, reply=None)

@@ -6,8 +6,8 @@ What the migration's lock serialises is `does`; a request that needs the lock wa
 from collections.abc import Callable, Iterator
 
 from agent.migration.machine import ENDS, OnRestart, Role
-from model.rules import Rules, Slip
-from model.state import Between, Call, Does, Kind, Step, Target, Tasks, Waiting
+from tests.model.rules import Rules, Slip
+from tests.model.state import Between, Call, Does, Kind, Step, Target, Tasks, Waiting
 from protocol.peer import DecisionKind
 from protocol.status import Phase
 
@@ -30,9 +30,9 @@ NO_EFFECT: dict[Call, frozenset[Phase]] = {
 }
 
 
-def inert(t: Target) -> frozenset[Call]:
-    """Requests that can change nothing here any more, however late they come."""
-    return frozenset(call for call, phases in NO_EFFECT.items() if t.journal in phases)
+def inert(t: Target) -> tuple[frozenset[Call], bool]:
+    """Requests that can change nothing here any more, however late they come; and whether no answer can, either."""
+    return frozenset(call for call, phases in NO_EFFECT.items() if t.journal in phases), t.journal in CLOSED
 
 
 class TargetModel:
@@ -363,6 +363,10 @@ class TargetModel:
         down = t._replace(does=Does.DOWN, slot=False, asked=False, staged=False, waiting=Waiting.NONE, heard=None)
         if t.up and t != Target():
             yield Step(Kind.CRASH, "crashes", down, between)
+        if t.alive and not t.policy:
+            lost = between.may_be_lost or (between.person_gave_up and not t.released)
+            dead = t._replace(tasks=Tasks.DEAD, locked=False)
+            yield Step(Kind.DIE, "its container dies", dead, between._replace(may_be_lost=lost))
         if t.tasks is not Tasks.GONE or t.hand_over:
             booted = down._replace(locked=False, hand_over=False)
             if t.tasks is not Tasks.GONE:

@@ -490,7 +490,7 @@ rounds = st.lists(st.lists(operation, max_size=12), min_size=2, max_size=4)
 
 
 @given(rounds=rounds)
-@settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 def test_any_changes_in_any_order_through_overlays(
     tmp_path_factory: pytest.TempPathFactory, rounds: list[list]
 ) -> None:

@@ -333,7 +333,8 @@ def confined(factory: pytest.TempPathFactory, stream: bytes) -> None:
     (root / "out").symlink_to("../outside")
     (root / "dir").mkdir()
     before = picture(outside)
-    with suppress(CorruptPart):
+    # An owner that the stream asks for can be given by root only.
+    with suppress(CorruptPart if is_root() else StepFailed):
         applied(root, stream, devices=False, limits=SMALL)
     assert picture(outside) == before
     assert sorted(os.listdir(base)) == ["outside", "root"]

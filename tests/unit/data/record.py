@@ -41,11 +41,16 @@ def record(host: Host) -> dict[str, Any]:
     volumes = sorted({mount["Name"] for found in containers for mount in found["Mounts"] if mount.get("Name")})
     return {
         "version": {key: version[key] for key in ("Version", "ApiVersion", "MinAPIVersion", "Components")},
-        "info": {key: info[key] for key in INFO} | {"Runtimes": dict.fromkeys(info["Runtimes"], {})},
+        "info": {key: info[key] for key in INFO} | {"Runtimes": {key: {} for key in info["Runtimes"]}},
         "containers": {found["Name"].lstrip("/"): found for found in containers},
-        "networks": {name: json.loads(host.docker("network", "inspect", name))[0] for name in (*TABLE["networks"], "bridge", "none")},
+        "networks": {
+            name: json.loads(host.docker("network", "inspect", name))[0]
+            for name in (*TABLE["networks"], "bridge", "none")
+        },
         "volumes": {found["Name"]: found for found in json.loads(host.docker("volume", "inspect", *volumes))},
-        "images": {name: json.loads(host.docker("image", "inspect", name))[0] for name in ("busybox", *TABLE["images"])},
+        "images": {
+            name: json.loads(host.docker("image", "inspect", name))[0] for name in ("busybox", *TABLE["images"])
+        },
     }
 
 
