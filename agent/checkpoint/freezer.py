@@ -60,7 +60,7 @@ def cgroup_of(pid: int) -> Cgroup:
     unified = ""
     for line in lines:
         _, controllers, path = line.split(":", 2)
-        if controllers == "freezer":
+        if controllers == "freezer" and (CGROUP_ROOT / "freezer").is_dir():  # a kernel may have both, a host only v2
             return Cgroup(CGROUP_ROOT / "freezer" / path.lstrip("/"), 1)
         if not controllers:
             unified = path

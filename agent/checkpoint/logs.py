@@ -1,5 +1,6 @@
 """What CRIU has to say after a dump or a restore: its errors, and its statistics as proof and as figures."""
 
+import shutil
 import struct
 from collections import deque
 from dataclasses import dataclass
@@ -7,6 +8,8 @@ from pathlib import Path
 
 from agent.base.protobuf import fields
 
+FAILED = Path("/var/lib/transship/failed")
+KEPT = 50
 LINES_BEFORE = 5
 MOST_LINES = 40
 # Said by every CRIU on a machine without CAP_SYS_RESOURCE; harmless.
@@ -31,6 +34,22 @@ def digest(path: Path) -> tuple[str, ...]:
     except OSError:
         return ()
     return tuple(found[-MOST_LINES:] or before)
+
+
+def keep(log: Path, name: str) -> Path | None:
+    """Copy a failed attempt's whole log to where it outlives the attempt; where that is, or None if there is no log.
+
+    Only the newest `KEPT` are kept.
+    """
+    if not log.exists():
+        return None
+    FAILED.mkdir(parents=True, exist_ok=True, mode=0o700)
+    place = FAILED / name
+    shutil.copyfile(log, place)
+    place.chmod(0o600)
+    for old in sorted(FAILED.iterdir(), key=lambda path: path.stat().st_mtime)[:-KEPT]:
+        old.unlink(missing_ok=True)
+    return place
 
 
 @dataclass(frozen=True, slots=True)

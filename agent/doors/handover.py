@@ -107,14 +107,16 @@ class HandOver:
         (self.path / handover.ADDRESSES).write_text("")
 
     def give_images_to(self, ids: IdMap) -> None:
-        """With userns-remap CRIU reads the images as the container's own root, and nobody else has to.
+        """With userns-remap CRIU reads the images partly as the container's own root; nobody else has to.
 
-        Blocks for some microseconds a file.
+        Partly: before the user namespace has its map it is the host's root without a capability, and needs to be the
+        owner; afterwards it is the container's root, and in the group. Blocks for some microseconds a file.
         """
-        uid, gid = ids.uid_to_host(0), ids.gid_to_host(0)
-        if uid and gid:
+        gid = ids.gid_to_host(0)
+        if gid:
             for path in (self.images, *self.images.iterdir()):
-                os.chown(path, uid, gid)
+                os.chown(path, 0, gid)
+                path.chmod(0o750 if path == self.images else 0o640)
 
     async def keep_printed(self, chunks: AsyncIterator[bytes]) -> None:
         """Frames of what the container has printed, for the runtime to print again.

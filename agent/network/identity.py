@@ -20,6 +20,8 @@ from agent.base.shell import Shell
 from agent.network.lock import in_netns
 
 METRIC = 1_000_000
+DEFAULT = {4: "0.0.0.0/0", 6: "::/0"}
+"""By address, since a line of `ip -batch` takes no option for the family."""
 CLONE_NEWNET = 0x40000000
 ANNOUNCEMENTS = 2
 """Sent per address: one may fall into a switch's port that is just coming up."""
@@ -41,14 +43,14 @@ def stand_in(addresses: Sequence[str]) -> str:
         ip = ip_interface(text).ip
         lines.append(f"addr add {ip}/{ip.max_prefixlen} dev lo{' nodad' if ip.version == 6 else ''}")
     for family in sorted({ip_interface(text).version for text in addresses}):
-        lines.append(f"-{family} route add default dev lo metric {METRIC}")
+        lines.append(f"route add {DEFAULT[family]} dev lo metric {METRIC}")
     return "\n".join(lines) + "\n"
 
 
 def stand_down(addresses: Sequence[str]) -> str:
     """The way back of `stand_in`."""
     lines = [
-        f"-{family} route del default dev lo metric {METRIC}"
+        f"route del {DEFAULT[family]} dev lo metric {METRIC}"
         for family in sorted({ip_interface(text).version for text in addresses})
     ]
     for text in addresses:

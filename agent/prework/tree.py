@@ -37,7 +37,7 @@ _RECORD = struct.Struct("<QqqqIB")
 _COARSE_TICK_NS = 20_000_000
 _WHOLE_SECONDS_NS = 2_000_000_000
 # Where a store into a clean mapped page is known to go through the file system, which then bumps ctime.
-_CTIME_SEES_MAPPINGS = frozenset({"ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs"})
+_CTIME_SEES_MAPPINGS = frozenset({"ext2", "ext3", "ext4", "xfs", "btrfs"})
 _NOTHING: Mapping[str, bytes] = MappingProxyType({})
 
 
