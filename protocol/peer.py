@@ -143,8 +143,6 @@ class Manifest(WireModel):
 
     parts: tuple[SentPart, ...]
     images: tuple[FileHash, ...]
-    stopped_tasks: tuple[int, ...] = ()
-    """Tasks (pids inside the container) that were stopped by a signal before the freeze, and stay so."""
     tasks: int
 
 

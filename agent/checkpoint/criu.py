@@ -47,9 +47,10 @@ class CriuOptions:
         watches = [f"irmap-scan-path {path}" for path in self.watched]
         return "\n".join([*self._both(), f"timeout {DUMP_SECONDS}", *watches]) + "\n"
 
-    def for_restore(self) -> str:
-        # every task is left in state T: SIGCONT is what lets the copy run, by the source's decision only
-        return "\n".join([*self._both(), "leave-stopped"]) + "\n"
+    def for_restore(self, hold: Path) -> str:
+        # `hold` keeps CRIU from letting the tasks go when all is restored. Not `leave-stopped`: its SIGSTOP and the
+        # SIGCONT that ends it are seen by parents, and stay pending where they are blocked (decision 0002)
+        return "\n".join([*self._both(), f"action-script {hold}"]) + "\n"
 
 
 def dump_command(shadow_root: Path, images: Path, work: Path, container_id: str) -> tuple[str, ...]:

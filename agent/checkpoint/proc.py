@@ -15,6 +15,10 @@ class Task:
     """Its id inside the container."""
     state: str
     """The kernel's letter: R, S, D, T (stopped by a signal), t, Z, X."""
+    tracer: int
+    """The process that traces it by ptrace; 0 for none."""
+    nested: bool
+    """Whether it is in a pid namespace below the one that is looked from: the container's own, and no helper."""
     resident_bytes: int
     """Anonymous and shared memory in RAM, which a dump must carry; pages of files are not in it."""
 
@@ -30,7 +34,15 @@ def task(pid: int) -> Task | None:
     for name in ("RssAnon", "RssShmem"):
         with contextlib.suppress(KeyError, ValueError, IndexError):
             resident += int(fields[name].split()[0]) * 1024
-    return Task(pid, int(fields.get("NSpid", str(pid)).split()[-1]), fields.get("State", "X").strip()[:1], resident)
+    inner = fields.get("NSpid", str(pid)).split()
+    return Task(
+        pid=pid,
+        inner_pid=int(inner[-1]),
+        state=fields.get("State", "X").strip()[:1],
+        tracer=int(fields.get("TracerPid", "0")),
+        nested=len(inner) > 1,
+        resident_bytes=resident,
+    )
 
 
 def tasks(pids: Iterable[int]) -> list[Task]:

@@ -16,6 +16,7 @@ from typing import Any
 
 from agent.base.errors import StepFailed
 from agent.base.shell import Shell
+from agent.checkpoint.criu import CriuOptions
 from agent.network import identity, lock
 from agent.prework.ids import IdMap, IdRange
 from agent.runtime import handover
@@ -33,6 +34,23 @@ exec nsenter --net=/proc/"$pid"/ns/net /bin/sh -c '{commands}'
 """
 
 
+FIFOS = {"release": handover.RELEASE, "held": handover.HELD, "events": handover.EVENTS, "run": handover.RUN}
+
+HOLD = """\
+#!/bin/sh
+# Called by CRIU at each stage. At `pre-resume` every task is restored and held by ptrace, one step before it runs:
+# CRIU waits here for the word. Its fifo is opened read-write, since an end of file would be taken for the word.
+case $CRTOOLS_SCRIPT_ACTION in
+pre-resume)
+    exec 3<>{folder}/{release}
+    echo "$CRTOOLS_INIT_PID" >{folder}/{held}
+    echo held >{folder}/{events}
+    until read -r word <&3 && [ "$word" = {run} ]; do :; done ;;
+post-resume) echo resumed >{folder}/{events} ;;
+esac
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class StagedInfo:
     """What the waiting runtime has found in its bundle."""
@@ -47,9 +65,13 @@ class StagedInfo:
 
 @dataclass(frozen=True, slots=True)
 class RestoreResult:
-    """How `runc restore` ended."""
+    """How `runc restore` went: it holds the tasks, or has failed. Times of day in seconds."""
 
     code: int
+    pid: int
+    """The container's first process; 0 where it failed."""
+    runc: int
+    """The process of runc, which ends when the tasks run."""
     began: float
     ended: float
 
@@ -62,7 +84,7 @@ class HandOver:
         self.path = Path(handover.folder(container_id))
         self._events: asyncio.Queue[str] = asyncio.Queue()
         self._fd = -1
-        self._said = -1
+        self._open: dict[str, int] = {}
         self._rest = b""
 
     @property
@@ -73,34 +95,37 @@ class HandOver:
     def work(self) -> Path:
         return self.path / handover.WORK
 
-    async def lay_out(self, *, image_bytes: int, criu_conf: str, stand_in: list[str]) -> None:
-        """Make the folder and a tmpfs in it of at most `image_bytes`.
+    async def lay_out(self, *, image_bytes: int, options: CriuOptions, stand_in: list[str]) -> None:
+        """Make the folder, and a tmpfs in it for CRIU's images of at most `image_bytes`.
 
         Args:
             image_bytes: room for CRIU's images.
-            criu_conf: options for the restore.
+            options: for the restore.
             stand_in: addresses to put on lo before anything is restored.
 
         """
         self.path.mkdir(parents=True, mode=0o700, exist_ok=True)
         self.path.parent.chmod(0o700)
-        for name in (handover.GO, handover.EVENTS):
+        for name in (handover.GO, handover.EVENTS, handover.HELD, handover.RELEASE):
             with contextlib.suppress(FileExistsError):
                 os.mkfifo(self.path / name, 0o600)
         self.work.mkdir(exist_ok=True, mode=0o700)
         await mount_tmpfs(self._shell, self.images, image_bytes)
-        (self.path / handover.CRIU_CONF).write_text(criu_conf)
+        self._script(handover.HOLD, HOLD.format(folder=self.path, **FIFOS))
+        (self.path / handover.CRIU_CONF).write_text(options.for_restore(self.path / handover.HOLD))
         (self.path / handover.LOCK).write_text(lock.RULES)
         (self.path / handover.ADDRESSES).write_text(identity.stand_in(stand_in))
         commands = f"nft -f {self.path}/{handover.LOCK} && ip -batch {self.path}/{handover.ADDRESSES}"
-        hook = self.path / handover.HOOK
-        hook.write_text(HOOK.format(commands=commands))
-        hook.chmod(0o700)
+        self._script(handover.HOOK, HOOK.format(commands=commands))
         # last, and whole: its existence is what makes the launcher restore
         part = self.path / (handover.PLAN + ".part")
         part.write_text(json.dumps({"flags": []}))
         part.rename(self.path / handover.PLAN)
         self.listen()
+
+    def _script(self, name: str, text: str) -> None:
+        (self.path / name).write_text(text)
+        (self.path / name).chmod(0o700)
 
     def without_stand_in(self) -> None:
         """The network will be there before the restore, so no address has to stand on lo."""
@@ -151,14 +176,21 @@ class HandOver:
             self._events.put_nowait(line.decode())
 
     async def event(self) -> str:
-        """The runtime's next word: staged, restored or failed."""
+        """The next word of the runtime or of CRIU's script: staged, printed, held, failed or resumed."""
         return await self._events.get()
 
     def say(self, word: str) -> None:
         """Tell the waiting runtime; kept in the fifo until it reads."""
-        if self._said < 0:  # kept open: a fifo that nobody has open forgets what was written
-            self._said = os.open(self.path / handover.GO, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-        os.write(self._said, word.encode() + b"\n")
+        self._write(handover.GO, word)
+
+    def release(self) -> None:
+        """Let the held tasks run. The only place with this word in it."""
+        self._write(handover.RELEASE, handover.RUN)
+
+    def _write(self, fifo: str, word: str) -> None:
+        if fifo not in self._open:  # kept open: a fifo that nobody has open forgets what was written
+            self._open[fifo] = os.open(self.path / fifo, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        os.write(self._open[fifo], word.encode() + b"\n")
 
     def staged(self) -> StagedInfo:
         found = self._load(handover.STAGED)
@@ -169,7 +201,18 @@ class HandOver:
 
     def result(self) -> RestoreResult:
         found = self._load(handover.RESULT)
-        return RestoreResult(found["code"], found["began"], found["ended"])
+        return RestoreResult(found["code"], found["pid"], found["runc"], found["began"], found["ended"])
+
+    async def outcome(self, seconds: float) -> RestoreResult | None:
+        """How the restore went, waiting for one that is under way; None where there was none, or the time is up."""
+        with contextlib.suppress(TimeoutError, StepFailed):
+            async with asyncio.timeout(seconds):
+                while not (self.path / handover.RESULT).exists():
+                    if not Path(f"/proc/{self.staged().pid}").exists():
+                        return None
+                    await asyncio.sleep(0.02)
+                return self.result()
+        return None
 
     def _load(self, name: str) -> dict[str, Any]:
         try:
@@ -184,9 +227,9 @@ class HandOver:
             asyncio.get_running_loop().remove_reader(self._fd)
             os.close(self._fd)
             self._fd = -1
-        if self._said >= 0:
-            os.close(self._said)
-            self._said = -1
+        for fd in self._open.values():
+            os.close(fd)
+        self._open.clear()
         with contextlib.suppress(FileNotFoundError):
             (self.path / handover.PLAN).unlink()
         await unmount(self._shell, self.images)

@@ -55,7 +55,6 @@ async def migrate(run: Run, subject: Subject, host: Host, peer: PeerClient, stra
             parts=(memory, *files),
             images=images,
             tasks=len(tasks),
-            stopped_tasks=tuple(task.inner_pid for task in tasks if task.state == "T"),
         )
         prepared = await peer.prepare(run.id, manifest)  # restored there, stopped, locked, proved
         run.figures["restore_ms"] = prepared.restore_ms

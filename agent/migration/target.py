@@ -17,11 +17,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from agent.base.errors import Cancelled, CorruptPart, RestoreFailed, StepFailed, Stranded
+from agent.base.errors import Cancelled, ContainerGone, CorruptPart, RestoreFailed, StepFailed, Stranded
+from agent.base.tasks import both
 from agent.checkpoint import freezer, logs, proc
 from agent.checkpoint.criu import CriuOptions
 from agent.checkpoint.segments import SegmentWriter
-from agent.doors.handover import HandOver, StagedInfo
+from agent.doors.handover import HandOver, RestoreResult, StagedInfo
 from agent.doors.peer_server import Stream
 from agent.migration import belongings
 from agent.migration.host import Host
@@ -38,6 +39,7 @@ IMAGE_ROOM = 64 << 20
 """Beside the memory itself: CRIU's other images, and what the container allocates until it is frozen."""
 IMAGE_FACTOR = 1.25
 STREAM_END_SECONDS = 10.0
+RESUME_LOOK_SECONDS = 0.001
 
 
 def image_room(offer: Offer) -> int:
@@ -106,7 +108,7 @@ class Target:
         self._hand_over = HandOver(self._host.shell, self.container_id)
         await self._hand_over.lay_out(
             image_bytes=image_room(self.offer),
-            criu_conf=CriuOptions(tcp=self.offer.tcp).for_restore(),
+            options=CriuOptions(tcp=self.offer.tcp),
             stand_in=self._addresses(),
         )
         self._start = asyncio.create_task(
@@ -173,13 +175,11 @@ class Target:
         assert self._start is not None
         await self._start  # dockerd has the container now, whatever becomes of this agent
         result = self._hand_over.result()
-        pid = (await self._host.docker.inspect(self.container_id)).pid
-        self._prove(manifest, pid, result.began)
+        self._prove(manifest, result)
+        await freezer.freeze(freezer.cgroup_of(result.pid), self._host.settings.deadlines.freeze)
         if self._staged is not None and not self._staged.network_attached_early:
-            await identity.take_down_stand_in(self._host.shell, pid, self._addresses())
-        await self.run.enter(
-            Phase.PREPARED, pid=pid, pid_start=proc.start_time(pid), stopped=list(manifest.stopped_tasks)
-        )
+            await identity.take_down_stand_in(self._host.shell, result.pid, self._addresses())
+        await self.run.enter(Phase.PREPARED, pid=result.pid, pid_start=proc.start_time(result.pid))
         return Prepared(
             tasks=manifest.tasks,
             restore_ms=round((result.ended - result.began) * 1000, 3),
@@ -196,24 +196,27 @@ class Target:
         return Running(phases=tuple(self.run.phases), notes=tuple(self.run.notes))
 
     async def _let_run(self) -> None:
+        """Unlock, announce, release. Frames of the announcement pass by the lock, so both are done at once."""
         pid = int(self.run.record["pid"])
         if proc.start_time(pid) != self.run.record["pid_start"]:
             raise Stranded(
                 f"the restored copy of {self.offer.container} is gone before it ran",
                 hint="the source still has its frozen copy: `transship resolve ID --abort` there lets it run again",
             )
-        tasks = proc.tasks(freezer.cgroup_of(pid).tasks())
-        await lock.unlock(self._host.shell, pid)
+        await both(lock.unlock(self._host.shell, pid), self._announce(pid))
+        hand_over = self._hand_over_again()
+        hand_over.release()
+        await freezer.thaw(freezer.cgroup_of(pid))
+        async with asyncio.timeout(self._host.settings.deadlines.go):
+            while any(task.tracer for task in proc.tasks(freezer.cgroup_of(pid).tasks())):
+                await asyncio.sleep(RESUME_LOOK_SECONDS)
+
+    async def _announce(self, pid: int) -> None:
         try:
             said = await asyncio.to_thread(identity.announce, pid)
             log.info("%s announced %s", self.run.id, ", ".join(said) or "no address")
         except OSError as error:  # the container runs all the same; its neighbours learn a little later
             self.run.notes.append(f"the addresses could not be announced: {error}")
-        stopped = set(self.run.record.get("stopped", ()))
-        for task in tasks:
-            if task.inner_pid not in stopped:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(task.pid, signal.SIGCONT)
 
     # --- afterwards ---
 
@@ -229,17 +232,9 @@ class Target:
 
     async def discard(self) -> None:
         """Make sure that nothing of this migration is here. The container goes before its hand-over folder does."""
-        if self._hand_over is None and self.container_id:
-            self._hand_over = HandOver(self._host.shell, self.container_id)
-        if self._hand_over is not None and self._hand_over.path.exists():
-            with contextlib.suppress(OSError):
-                self._hand_over.say("discard")
         await self._streams_to_end()
-        if self._start is not None:
-            await asyncio.wait({self._start}, timeout=self._host.settings.deadlines.docker)
-            if self._start.done() and not self._start.cancelled():
-                self._start.exception()  # it failed, as it should
         if self.container_id:
+            await self._end_copy(self._hand_over_again())
             await self._host.docker.remove(self.container_id, force=True, volumes=False)
         elif self.run.record.get("creating"):
             await belongings.remove_half_created(self._host.docker, self.offer)
@@ -248,11 +243,32 @@ class Target:
         if self.run.phase is not Phase.DISCARDED:
             await self.run.enter(Phase.DISCARDED)
 
-    async def _clear_hand_over(self) -> None:
-        if self._hand_over is None and self.container_id:
+    async def _end_copy(self, hand_over: HandOver) -> None:
+        """Make sure that no task of the copy is left: one that waits is sent away, one that is held dies unreleased."""
+        if not hand_over.path.exists():
+            return
+        hand_over.say("discard")
+        if self._start is not None:
+            await asyncio.wait({self._start}, timeout=self._host.settings.deadlines.docker)
+            if self._start.done() and not self._start.cancelled():
+                self._start.exception()  # it failed, as it should
+        result = await hand_over.outcome(self._host.settings.deadlines.docker)
+        if result is not None and result.pid:
+            # runc first: it would reap the container's first process, and containerd would never hear of its end
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(result.runc, signal.SIGKILL)
+            with contextlib.suppress(ContainerGone):
+                await freezer.kill_frozen(freezer.cgroup_of(result.pid))
+
+    def _hand_over_again(self) -> HandOver:
+        """The hand-over folder; after a restart of the agent, the one that an earlier one made."""
+        if self._hand_over is None:
             self._hand_over = HandOver(self._host.shell, self.container_id)
-        if self._hand_over is not None:
-            await self._hand_over.clear()
+        return self._hand_over
+
+    async def _clear_hand_over(self) -> None:
+        if self.container_id:
+            await self._hand_over_again().clear()
 
     def stop_waiting(self) -> None:
         """Make a step that waits for the runtime give up, so that the discard can begin."""
@@ -285,8 +301,8 @@ class Target:
         self._parts[part.name] = part
 
     async def _restored(self) -> None:
-        """Both have to be: the tasks restored, and what they had printed before printed again."""
-        wanted = {"restored", "printed"}
+        """Both have to be: the tasks restored and held, and what they had printed before printed again."""
+        wanted = {"held", "printed"}
         while wanted:
             wanted.discard(await self._next_event(*sorted(wanted)))
 
@@ -306,17 +322,15 @@ class Target:
             giving_up.cancel()
         if self._given_up.is_set():
             raise Cancelled(f"the source has taken the migration of {self.offer.container} back")
-        reason = ""
-        if self._start.done() and not self._start.cancelled() and (error := self._start.exception()):
-            reason = str(error)
-        elif hearing.done() and not hearing.cancelled():
-            with contextlib.suppress(Exception):
-                async with asyncio.timeout(self._host.settings.deadlines.docker):
-                    await self._start
+        await asyncio.wait({self._start}, timeout=self._host.settings.deadlines.docker)
+        failure = self._start.exception() if self._start.done() and not self._start.cancelled() else None
+        reason = str(failure) if failure else ""
+        log = self._hand_over.work / "restore.log"
+        kept = logs.keep(log, f"{self.run.id}-restore.log")
         raise RestoreFailed(
             f"the container can't be {wanted[-1]} here" + (f": {reason}" if reason else ""),
-            hint="the lines below are CRIU's own" if wanted[-1] == "restored" else "",
-            detail=(*logs.digest(self._hand_over.work / "restore.log"), *([reason] if reason else [])),
+            hint=f"CRIU's whole log is at {kept} on {self._host.name}" if kept else "",
+            detail=(*logs.digest(log), *([reason] if reason else [])),
         )
 
     async def _take_segments(self, stream: Stream, folder: Path, places: Mapping[str, Path] | None) -> None:
@@ -340,18 +354,18 @@ class Target:
             if not path.is_file() or path.stat().st_size != image.size:
                 raise CorruptPart(f"the image {image.name} did not arrive whole")
 
-    def _prove(self, manifest: Manifest, pid: int, began: float) -> None:
-        """A cold start must never pass for a restore (rule 5): fresh statistics, all tasks, each of them stopped."""
-        assert self._hand_over is not None
-        path = self._hand_over.work / "stats-restore"
-        if logs.restore_stats(self._hand_over.work) is None or path.stat().st_mtime < began:
-            raise RestoreFailed("CRIU has left no statistics of this restore, so it was none")
-        tasks = proc.tasks(freezer.cgroup_of(pid).tasks())
+    def _prove(self, manifest: Manifest, result: RestoreResult) -> None:
+        """A cold start must never pass for a restore (rule 5).
+
+        The proof is CRIU's own: its action script has named the first process, and each task, as many as there were,
+        is in CRIU's hand. (Its statistics are written when the tasks run, too late for this.)
+        """
+        tasks = [task for task in proc.tasks(freezer.cgroup_of(result.pid).tasks()) if task.nested]
         if len(tasks) != manifest.tasks:
             raise RestoreFailed(f"{len(tasks)} of {manifest.tasks} tasks were restored")
-        running = [task.pid for task in tasks if task.state not in "TtZ"]
-        if running:
-            raise RestoreFailed(f"{len(running)} tasks are not stopped after the restore")
+        free = [task.pid for task in tasks if not task.tracer and task.state != "Z"]
+        if free:
+            raise RestoreFailed(f"{len(free)} of {len(tasks)} restored tasks are not held")
 
 
 def offer_from(record: Mapping[str, Any]) -> Offer:

@@ -18,10 +18,13 @@ ROOT = "/run/transship/handover"
 PLAN = "plan.json"
 CRIU_CONF = "criu.conf"
 HOOK = "hook.sh"
+HOLD = "hold.sh"
 LOCK = "lock.nft"
 ADDRESSES = "addresses"
 GO = "go"
 EVENTS = "events"
+HELD = "held"
+RELEASE = "release"
 STAGED = "staged.json"
 RESULT = "result.json"
 LOG = "log"
@@ -30,6 +33,7 @@ WORK = "work"
 
 RESTORE = "restore"
 DISCARD = "discard"
+RUN = "go"
 
 
 def folder(container_id: str) -> str:

@@ -2,10 +2,14 @@
 
 Started by launcher.sh while the container still runs at the source. By the time the agent says `restore`, everything
 is loaded and the bundle is amended: inside the blackout this starts runc and nothing else.
+
+It does not wait for runc's end. CRIU holds the restored tasks (hold.sh); from then on dockerd may have the container:
+Docker 28 attaches its network only after `create`. runc goes on in the background, and ends when the tasks run.
 """
 
 import json
 import os
+import select
 import struct
 import subprocess
 import sys
@@ -146,10 +150,26 @@ def main(argv: list[str]) -> int:
         return 1
     began = time.time()
     print_again(folder)
-    code = subprocess.call(command)
-    write(f"{folder}/{handover.RESULT}", {"code": code, "began": began, "ended": time.time(), "command": command})
-    tell(folder, "restored" if code == 0 else "failed")
+    # a session of its own: containerd's end of this call must not be the end of the restore
+    runc = subprocess.Popen(command, start_new_session=True)
+    pid = wait_until_held(folder, runc)
+    code = 0 if pid else runc.wait()
+    result = {"code": code, "pid": pid, "runc": runc.pid, "began": began, "ended": time.time()}
+    if pid:
+        with open(option(flags, "--pid-file"), "w") as file:  # noqa: PTH123
+            file.write(str(pid))
+    write(f"{folder}/{handover.RESULT}", result)
+    if not pid:
+        tell(folder, "failed")
     return code
+
+
+def wait_until_held(folder: str, runc: "subprocess.Popen[bytes]") -> int:
+    """The container's first process, as soon as CRIU holds it; 0 if runc has ended without that."""
+    fifo = os.open(f"{folder}/{handover.HELD}", os.O_RDWR | os.O_NONBLOCK)
+    ended = os.pidfd_open(runc.pid)
+    ready, _, _ = select.select([fifo, ended], [], [])
+    return int(os.read(fifo, 64)) if fifo in ready else 0
 
 
 if __name__ == "__main__":
