@@ -1,0 +1,125 @@
+"""The house rules that a machine can check: imports go down, one importer a library, files stay small."""
+
+import ast
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+# A room may import the rooms below it, never one above or beside.
+FLOORS = [
+    {"agent.cli", "agent.daemon"},
+    {"agent.dispatcher", "agent.announcer", "agent.inventory", "agent.logs"},
+    {"agent.migration"},
+    {"agent.strategy"},
+    {"agent.prework", "agent.network", "agent.checkpoint", "agent.doors"},
+    {"agent.base"},
+    {"protocol"},
+]
+LIBRARIES = {
+    "aiodocker": "agent/doors/docker",
+    "aiomqtt": "agent/doors/mqtt",
+    "aiohttp.web": "agent/doors/peer_server",
+    "sqlite3": "agent/migration/journal",
+    "cryptography": "agent/base/pki",
+    "uvloop": "agent/daemon",
+    "typer": "agent/cli",
+    "rich": "agent/cli",
+}
+STARTS_PROCESSES = {"agent/base/shell.py", "agent/runtime/restore.py", "lab/shell.py"}
+"""The runtime is apart: standard library only, and one process in the blackout."""
+
+
+def modules(*folders: str) -> Iterator[tuple[str, ast.Module]]:
+    for folder in folders:
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            yield str(path.relative_to(ROOT)), ast.parse(path.read_text())
+
+
+def imports(tree: ast.Module) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def floor_of(module: str) -> int | None:
+    for number, rooms in enumerate(FLOORS):
+        if any(module == room or module.startswith(room + ".") for room in rooms):
+            return number
+    return None
+
+
+def test_imports_go_down() -> None:
+    wrong = []
+    for path, tree in modules("agent", "protocol"):
+        here = floor_of(path.removesuffix(".py").removesuffix("/__init__").replace("/", "."))
+        for name in imports(tree):
+            there = floor_of(name)
+            if here is not None and there is not None and there < here:
+                wrong.append(f"{path} imports {name}")
+    assert not wrong
+
+
+def test_the_runtime_imports_the_standard_library_only() -> None:
+    for path, tree in modules("agent/runtime"):
+        foreign = [name for name in imports(tree) if name.startswith(("agent", "protocol"))]
+        assert all(name.startswith("agent.runtime") for name in foreign), (path, foreign)
+
+
+def test_the_contract_needs_pydantic_alone() -> None:
+    allowed = {"pydantic", "pydantic_core", "protocol", *sys.stdlib_module_names}
+    for path, tree in modules("protocol"):
+        assert not {name.split(".")[0] for name in imports(tree)} - allowed, path
+
+
+@pytest.mark.parametrize(("library", "place"), LIBRARIES.items())
+def test_each_outside_library_has_one_door(library: str, place: str) -> None:
+    others = [
+        path
+        for path, tree in modules("agent", "protocol")
+        if any(name == library or name.startswith(library + ".") for name in imports(tree))
+        and not path.startswith(place)
+    ]
+    assert not others
+
+
+def test_only_the_shell_starts_processes() -> None:
+    words = re.compile(r"\bsubprocess\.\w+\(|create_subprocess_|os\.system\(|os\.exec[lv]|posix_spawn")
+    others = [
+        path
+        for path, _ in modules("agent", "protocol", "lab")
+        if words.search((ROOT / path).read_text()) and path not in STARTS_PROCESSES
+    ]
+    assert not others
+
+
+def test_no_file_has_outgrown_its_idea() -> None:
+    long = {path: lines for path, _ in modules("agent", "protocol", "lab") if (lines := line_count(path)) > 400}
+    assert not long
+
+
+def line_count(path: str) -> int:
+    return len((ROOT / path).read_text().splitlines())
+
+
+def test_no_function_is_longer_than_a_page() -> None:
+    long = [
+        f"{path}: {node.name} ({length} lines)"
+        for path, tree in modules("agent", "protocol", "lab")
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and (length := (node.end_lineno or 0) - node.lineno + 1) > 60
+    ]
+    assert not long
+
+
+def test_every_module_says_what_lives_in_it() -> None:
+    silent = [path for path, tree in modules("agent", "protocol", "lab") if tree.body and not ast.get_docstring(tree)]
+    assert not silent
