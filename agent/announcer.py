@@ -5,6 +5,7 @@ Also listens: what the other hosts say of themselves, so that a command for an u
 
 import logging
 import os
+import time
 
 from agent import __version__
 from agent.base.config import Settings
@@ -88,13 +89,22 @@ class Announcer:
         self._broker.clear(topics.container_status(self._settings.host, container_id))
         self._publish_host()
 
+    async def listed(self) -> None:
+        """An agent before this one may have left containers at the broker that are gone by now."""
+        host = self._settings.host
+        self._broker.set_retained(
+            topics.container_status(host, "+"),
+            {topics.container_status(host, one.id): one for one in self._containers.values()},
+        )
+
     async def publish_event(self, event: Event) -> None:
         self._broker.publish(topics.events(self._settings.host), event)
 
     # --- migrations ---
 
     async def changed(self, run: Run, error: ErrorInfo | None) -> None:
-        sequence = self._sequences[run.id] = self._sequences.get(run.id, -1) + 1
+        # from the clock, so that it goes up over a restart of the agent too
+        sequence = self._sequences[run.id] = max(self._sequences.get(run.id, 0) + 1, time.time_ns() // 1_000_000)
         ended = run.phase in ENDED
         self._broker.publish_retained(
             topics.migration_status(run.id, self._settings.host),

@@ -50,6 +50,9 @@ class Publisher(Protocol):
 
     async def publish_event(self, event: Event) -> None: ...
 
+    async def listed(self) -> None:
+        """Everything that is there has been published: what is retained beyond it is gone."""
+
 
 class Inventory:
     """Follows one dockerd for as long as it runs, and waits for it when it does not."""
@@ -198,6 +201,7 @@ class Inventory:
                 await self._gone(container_id)
         for summary in found.values():
             await self._publish(summary)
+        await self._told(self._publisher.listed())
 
     async def _ended_unseen(self, before: ContainerStatus) -> None:
         event = DockerEvent("container", "die", "", before.id, before.name, {}, time.time_ns())

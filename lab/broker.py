@@ -27,6 +27,7 @@ persistence true
 persistence_location /var/lib/mosquitto/
 autosave_interval 5
 log_dest stdout
+set_tcp_nodelay true
 log_timestamp_format %Y-%m-%dT%H:%M:%S
 allow_anonymous false
 password_file /etc/mosquitto/passwords
@@ -36,7 +37,8 @@ cafile {PKI}/ca.crt
 certfile {PKI}/host.crt
 keyfile {PKI}/host.key
 """
-_ACL = "pattern readwrite transship/#\n"
+_ACL = Path(__file__).parents[1] / "systemd" / "mosquitto.acl"
+"""The one that is shipped for real brokers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +99,7 @@ class Broker:
     def create(self) -> None:
         self.authority.equip(self.node)
         self.node.seed("/etc/mosquitto/lab.conf", _CONFIGURATION)
-        self.node.seed("/etc/mosquitto/acl", _ACL, 0o600)
+        self.node.seed("/etc/mosquitto/acl", _ACL.read_text(), 0o600)
         lines = [f"{user}:{password}\n" for user, password in self.passwords.items()]
         self.node.seed("/etc/mosquitto/passwords", "".join(lines), 0o600)
 

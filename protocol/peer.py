@@ -8,6 +8,7 @@
     PUT    /v1/migrations/ID/files/NAME       tarball: a pass of the writable layer (root) or a volume (volume:NAME)
     PUT    /v1/migrations/ID/printed          frames: what was printed since the log files were sent
     PUT    /v1/migrations/ID/images           tarball of CRIU image segments, sent while CRIU still writes
+    POST   /v1/migrations/ID/alive            the source is still at it: the target's lease before `prepared` goes on
     POST   /v1/migrations/ID/prepare          Manifest -> Prepared; no manifest, no restore
     POST   /v1/migrations/ID/go               Go -> Running: the decision was commit
     POST   /v1/migrations/ID/forget           the source is done with it

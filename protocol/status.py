@@ -132,7 +132,7 @@ class MigrationStatus(WireModel):
     target: HostName
     phase: Phase
     sequence: int = Field(ge=0)
-    """Goes up by one with each message; a lower one is stale."""
+    """Goes up with each message; a lower one is stale."""
     started_at: Timestamp
     at: Timestamp
     strategy: str = ""

@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 from agent.base.errors import CommandFailed, StepTimeout
 
@@ -43,6 +44,13 @@ def printable(argv: Sequence[str], hide: Sequence[str] = ()) -> str:
     return " ".join(_starred(word, hide) or shlex.quote(word) for word in argv)
 
 
+def _here_document(stdin: bytes | None) -> str:
+    """What the command reads, in the form in which it can be pasted into a shell."""
+    if not stdin:
+        return ""
+    return " <<'END'\n" + stdin.decode(errors="replace").rstrip("\n") + "\nEND"
+
+
 def _starred(word: str, hide: Sequence[str]) -> str:
     """The word without its secret, unquoted; nothing if there is none in it."""
     starred = word
@@ -51,68 +59,65 @@ def _starred(word: str, hide: Sequence[str]) -> str:
     return starred if starred != word else ""
 
 
+class _Child(asyncio.SubprocessProtocol):
+    """What a command says, and whether it has ended.
+
+    Not `asyncio.subprocess`: there `wait()` waits for the pipes too, which a child that was left behind may hold open
+    for ever, and a line that is too long kills the reader.
+    """
+
+    def __init__(self, label: str) -> None:
+        self._label = label
+        self._rest = b""
+        self._open = {1, 2}
+        self.output: list[bytes] = []
+        self.tail: deque[str] = deque(maxlen=TAIL_LINES)
+        self.exited = asyncio.Event()
+        self.drained = asyncio.Event()
+
+    def pipe_data_received(self, fd: int, data: bytes) -> None:
+        if fd == 1:
+            self.output.append(data)
+            return
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        if len(self._rest) > LINE_BYTES:
+            lines, self._rest = [*lines, self._rest], b""
+        for line in lines:
+            self._note(line)
+
+    def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:
+        self._open.discard(fd)
+        if fd == 2 and self._rest:
+            self._note(self._rest)
+        if not self._open:
+            self.drained.set()
+
+    def process_exited(self) -> None:
+        self.exited.set()
+
+    def _note(self, line: bytes) -> None:
+        text = line[:LINE_BYTES].decode(errors="replace").rstrip()
+        self.tail.append(text)
+        wire.log(logging.DEBUG - 1, "%s> %s", self._label, text)
+
+
 class Running:
     """A command that has been started; `wait()` it, always, or `end()` it."""
 
     def __init__(
-        self,
-        process: asyncio.subprocess.Process,
-        argv: tuple[str, ...],
-        label: str,
-        shown: str = "",
-        stdin: bytes | None = None,
+        self, transport: asyncio.SubprocessTransport, child: _Child, argv: tuple[str, ...], label: str, shown: str
     ) -> None:
-        self._process = process
+        self._transport = transport
+        self._child = child
         self._argv = argv
         self._label = label
-        self._shown = shown or printable(argv)
-        self._tail: deque[str] = deque(maxlen=TAIL_LINES)
+        self._shown = shown
         self._began = time.monotonic()
-        self._output: list[bytes] = []
-        self._pipes = {
-            asyncio.create_task(self._read_stderr(), name=f"{label} stderr"),
-            asyncio.create_task(self._read_stdout(), name=f"{label} stdout"),
-        }
-        if stdin is not None:
-            # Beside the readers: a command may fill its output before it has read all of its input.
-            self._pipes.add(asyncio.create_task(self._feed(stdin), name=f"{label} stdin"))
+        self._pid = transport.get_pid()
 
     @property
     def pid(self) -> int:
-        return self._process.pid
-
-    async def _feed(self, data: bytes) -> None:
-        stream = self._process.stdin
-        assert stream is not None
-        try:
-            stream.write(data)
-            await stream.drain()
-        except (BrokenPipeError, ConnectionResetError):
-            pass  # it need not read to the end
-        finally:
-            stream.close()
-
-    async def _read_stderr(self) -> None:
-        assert self._process.stderr is not None
-        rest = b""
-        while chunk := await self._process.stderr.read(65536):
-            *lines, rest = (rest + chunk).split(b"\n")
-            if len(rest) > LINE_BYTES:
-                lines, rest = [*lines, rest], b""
-            for line in lines:
-                self._note(line)
-        if rest:
-            self._note(rest)
-
-    def _note(self, line: bytes) -> None:
-        text = line[:LINE_BYTES].decode(errors="replace").rstrip()
-        self._tail.append(text)
-        wire.log(logging.DEBUG - 1, "%s> %s", self._label, text)
-
-    async def _read_stdout(self) -> None:
-        assert self._process.stdout is not None
-        while chunk := await self._process.stdout.read(65536):
-            self._output.append(chunk)
+        return self._pid
 
     async def wait(self, *, check: bool = True) -> Done:
         """Wait for the end. A cancel leaves the command running: `end()` it then.
@@ -121,40 +126,35 @@ class Running:
             CommandFailed: the code is not 0 and `check` is set.
 
         """
-        code = await self._process.wait()
-        if self._pipes:
-            await asyncio.wait(self._pipes, timeout=DRAIN_SECONDS)
-        await self._close_pipes()
-        done = Done(
-            self._argv, code, b"".join(self._output).decode(errors="replace"), tuple(self._tail), self._elapsed()
-        )
+        await self._child.exited.wait()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(DRAIN_SECONDS):
+                await self._child.drained.wait()
+        code = self._transport.get_returncode()
+        assert code is not None
+        self._transport.close()
+        tail = tuple(self._child.tail)
+        output = b"".join(self._child.output).decode(errors="replace")
+        done = Done(self._argv, code, output, tail, time.monotonic() - self._began)
         wire.debug("= %d in %.3f s (%s)", code, done.seconds, self._label)
         if check and code != 0:
-            last = done.stderr_tail[-1] if done.stderr_tail else "it said nothing"
-            raise CommandFailed(f"{self._label} {_how(code)}: {last}", detail=(self._shown, *done.stderr_tail))
+            last = tail[-1] if tail else "it said nothing"
+            raise CommandFailed(f"{self._label} {_how(code)}: {last}", detail=(self._shown, *tail))
         return done
-
-    def _elapsed(self) -> float:
-        return time.monotonic() - self._began
-
-    async def _close_pipes(self) -> None:
-        for pipe in self._pipes:
-            pipe.cancel()
-        await asyncio.gather(*self._pipes, return_exceptions=True)
 
     async def end(self) -> None:
         """TERM, grace, KILL to the whole process group, and reap; safe when it has ended."""
         for number in (signal.SIGTERM, signal.SIGKILL):
-            if self._process.returncode is not None:
+            if self._child.exited.is_set():
                 break
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, number)
+                os.killpg(self._pid, number)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(GRACE_SECONDS):
-                    await self._process.wait()
-        if self._process.returncode is None:  # in the kernel, and deaf to KILL until that answers
-            wire.error("%s (pid %d) can't be killed", self._label, self._process.pid)
-        await self._close_pipes()
+                    await self._child.exited.wait()
+        if not self._child.exited.is_set():  # in the kernel, and deaf to KILL until that answers
+            wire.error("%s (pid %d) can't be killed", self._label, self._pid)
+        self._transport.close()
 
 
 class Shell:
@@ -176,26 +176,12 @@ class Shell:
             CommandFailed: the program is not there, or can't be started.
 
         """
-        shown = printable(argv, hide)
-        wire.debug("+ %s%s", shown, " < (input)" if stdin else "")
-        try:
-            process = await asyncio.create_subprocess_exec(
-                *argv,
-                stdin=asyncio.subprocess.PIPE if stdin is not None else asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.PIPE,
-                start_new_session=True,
-                env={**os.environ, **env} if env else None,
-                pass_fds=tuple(pass_fds),
-                cwd=cwd,
-            )
-        except FileNotFoundError as error:
-            if cwd is not None and not os.path.isdir(cwd):  # noqa: PTH112 - one stat, on the way out
-                raise CommandFailed(f"{argv[0]} can't be started: there is no folder {cwd}") from error
-            raise CommandFailed(f"{argv[0]} is not installed", hint=f"install {argv[0]} on this host") from error
-        except OSError as error:
-            raise CommandFailed(f"{argv[0]} can't be started: {error.strerror}", detail=(shown,)) from error
-        return Running(process, tuple(argv), label or os.path.basename(argv[0]), shown, stdin)  # noqa: PTH119 - a word
+        opening = asyncio.create_task(_open(argv, label, stdin, hide, env, pass_fds, cwd), name=f"start {argv[0]}")
+        if await _see_through(opening):
+            if opening.exception() is None:
+                await _see_through(asyncio.create_task(opening.result().end(), name=f"end {argv[0]}"))
+            raise asyncio.CancelledError
+        return opening.result()
 
     async def run(
         self,
@@ -220,9 +206,15 @@ class Shell:
             StepTimeout: it took longer than `timeout` seconds.
 
         """
-        running = await self.start(*argv, label=label, stdin=stdin, hide=hide, env=env, pass_fds=pass_fds, cwd=cwd)
+        opening = asyncio.create_task(_open(argv, label, stdin, hide, env, pass_fds, cwd), name=f"start {argv[0]}")
+        cancelled = await _see_through(opening)
+        if cancelled and opening.exception() is not None:
+            raise asyncio.CancelledError
+        running = opening.result()
         waiting = asyncio.create_task(running.wait(check=check), name=f"wait for {argv[0]}")
         try:
+            if cancelled:  # while it was being started: it may be well on its way
+                raise asyncio.CancelledError
             async with asyncio.timeout(timeout):
                 return await asyncio.shield(waiting)
         except TimeoutError:
@@ -237,12 +229,7 @@ class Shell:
     async def _settle(self, running: Running, waiting: asyncio.Task[Done], killable: bool) -> None:
         """See the command to its end; a cancel that comes meanwhile waits for that, and is passed on."""
         ending = asyncio.create_task(running.end(), name=f"end {running.pid}") if killable else waiting
-        cancelled = False
-        while not ending.done():
-            try:
-                await asyncio.wait({ending})
-            except asyncio.CancelledError:
-                cancelled = True
+        cancelled = await _see_through(ending)
         if ending is not waiting:
             # It has been reaped, or is past killing; either way nothing is waited for any longer.
             waiting.cancel()
@@ -251,6 +238,53 @@ class Shell:
             waiting.exception()  # read, so that it is not reported as lost
         if cancelled:
             raise asyncio.CancelledError
+
+
+async def _open(
+    argv: tuple[str, ...],
+    label: str,
+    stdin: bytes | None,
+    hide: Sequence[str],
+    env: Mapping[str, str] | None,
+    pass_fds: Sequence[int],
+    cwd: str | None,
+) -> Running:
+    shown = printable(argv, hide)
+    wire.debug("+ %s%s", shown, _here_document(stdin))
+    named = label or os.path.basename(argv[0])  # noqa: PTH119 - a word, no path
+    try:
+        transport, child = await asyncio.get_running_loop().subprocess_exec(
+            lambda: _Child(named),
+            *argv,
+            stdin=asyncio.subprocess.PIPE if stdin is not None else asyncio.subprocess.DEVNULL,
+            start_new_session=True,
+            env={**os.environ, **env} if env else None,
+            pass_fds=tuple(pass_fds),
+            cwd=cwd,
+        )
+    except FileNotFoundError as error:
+        if cwd is not None and not os.path.isdir(cwd):  # noqa: PTH112 - one stat, on the way out
+            raise CommandFailed(f"{argv[0]} can't be started: there is no folder {cwd}") from error
+        raise CommandFailed(f"{argv[0]} is not installed", hint=f"install {argv[0]} on this host") from error
+    except OSError as error:
+        raise CommandFailed(f"{argv[0]} can't be started: {error.strerror}", detail=(shown,)) from error
+    if stdin is not None:
+        pipe = cast("asyncio.WriteTransport", transport.get_pipe_transport(0))
+        with contextlib.suppress(RuntimeError):  # uvloop: it has ended already, and closed its input
+            pipe.write(stdin)
+            pipe.close()  # once it is written; the command need not read to the end
+    return Running(transport, child, argv, named, shown)
+
+
+async def _see_through(task: asyncio.Task[Any]) -> bool:
+    """Wait for the end of a task, whatever cancels come meanwhile; tells whether one has."""
+    cancelled = False
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError:
+            cancelled = True
+    return cancelled
 
 
 def _how(code: int) -> str:

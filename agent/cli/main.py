@@ -21,9 +21,26 @@ app = typer.Typer(
 pki_app = typer.Typer(help="The cluster's certificate authority, and the certificates that name its hosts.")
 app.add_typer(pki_app, name="pki", no_args_is_help=True)
 
+
+def _offer(what: str) -> Callable[[typer.Context, str], list[tuple[str, str]]]:
+    """Completion, imported only when the shell asks for it."""
+
+    def offered(context: typer.Context, incomplete: str) -> list[tuple[str, str]]:
+        from agent.cli import completion
+
+        found: list[tuple[str, str]] = getattr(completion, what)(context, incomplete)
+        return found
+
+    return offered
+
+
+HOSTS, CONTAINERS, MIGRATIONS = _offer("hosts"), _offer("containers"), _offer("migrations")
+
 Json = Annotated[bool, typer.Option("--json", help="For programs: one JSON object a line, errors too.")]
-Host = Annotated[str | None, typer.Option("--host", metavar="HOST", help="Only this host.")]
-MigrationArgument = Annotated[str, typer.Argument(metavar="ID", help="As `transship migrations` shows it.")]
+Host = Annotated[str | None, typer.Option("--host", metavar="HOST", help="Only this host.", autocompletion=HOSTS)]
+MigrationArgument = Annotated[
+    str, typer.Argument(metavar="ID", help="As `transship migrations` shows it.", autocompletion=MIGRATIONS)
+]
 
 BROKER = "Where the broker is"
 
@@ -73,10 +90,16 @@ def ps(context: typer.Context, host: Host = None, as_json: Json = False) -> None
 @app.command()
 def migrate(
     context: typer.Context,
-    container: Annotated[str, typer.Argument(metavar="CONTAINER", help="Its name, or the beginning of its id.")],
-    to: Annotated[str, typer.Option("--to", metavar="HOST", help="Where it is to run.")],
+    container: Annotated[
+        str,
+        typer.Argument(metavar="CONTAINER", help="Its name, or the beginning of its id.", autocompletion=CONTAINERS),
+    ],
+    to: Annotated[str, typer.Option("--to", metavar="HOST", help="Where it is to run.", autocompletion=HOSTS)],
     source: Annotated[
-        str | None, typer.Option("--from", metavar="HOST", help="Where it runs; needed if several have that name.")
+        str | None,
+        typer.Option(
+            "--from", metavar="HOST", help="Where it runs; needed if several have that name.", autocompletion=HOSTS
+        ),
     ] = None,
     strategy: Annotated[str, typer.Option(metavar="auto|cold", help="How its memory gets across.")] = "auto",
     tcp: Annotated[
@@ -118,7 +141,9 @@ def migrate(
 def cancel(
     context: typer.Context,
     migration: MigrationArgument,
-    host: Annotated[str | None, typer.Option("--host", metavar="HOST", help="The source, if it is not known.")] = None,
+    host: Annotated[
+        str | None, typer.Option("--host", metavar="HOST", help="The source, if it is not known.", autocompletion=HOSTS)
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Take a migration back; refused once it is decided."""
@@ -142,7 +167,10 @@ def resolve(
     commit: Annotated[bool, typer.Option("--commit", help="It was decided: the container is the target's.")] = False,
     abort: Annotated[bool, typer.Option("--abort", help="It was not decided: the container is the source's.")] = False,
     host: Annotated[
-        str | None, typer.Option("--host", metavar="HOST", help="Whom to tell; else the source, or the target.")
+        str | None,
+        typer.Option(
+            "--host", metavar="HOST", help="Whom to tell; else the source, or the target.", autocompletion=HOSTS
+        ),
     ] = None,
     sure: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     as_json: Json = False,

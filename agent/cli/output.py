@@ -131,7 +131,7 @@ class Out:
                     console.print(f"    {reason.hint}", style="dim", markup=False)
         for line in error.detail[-DETAIL_LINES:]:
             console.print(f"  {line}", style="dim", markup=False)
-        if self.moving or error.consequence is not Consequence.UNTOUCHED:
+        if self.moving or error.consequence in (Consequence.IN_DOUBT, Consequence.STRANDED):
             console.print(f"  {_MEANING[error.consequence]}", style=_STYLES[error.consequence], markup=False)
         if error.hint:
             console.print("  hint: ", style="cyan", end="")

@@ -13,7 +13,7 @@ from typing import Any
 
 import agent
 from agent.base import config
-from agent.base.errors import Refused
+from agent.base.errors import DockerFailed, Refused
 from agent.base.shell import Shell
 from agent.cli import registration
 from agent.cli.output import OK, Out
@@ -119,7 +119,7 @@ def remove(out: Out, places: Places, *, purge: bool) -> int:
     if dockerd is not None and (users := DockerApi(places.docker).users_of_runtime(RUNTIME)):
         raise Refused(
             ErrorCode.BUSY,
-            f"{len(users)} containers here need the runtime to be started again: {', '.join(users)}",
+            f"without the runtime these containers could not be started again: {', '.join(users)}",
             hint="move them away, or remove them, first",
         )
     log = Log(out)
@@ -208,9 +208,15 @@ def _register(log: Log, places: Places, before: DaemonJson, dockerd: registratio
     if content == before.content and (dockerd is None or registration.wait_until(known, 0)):
         log.was(f"the runtime is registered in {places.daemon_json}")
         return
-    if content != before.content and before.text is not None and not before.backup.exists():
+    fresh = RUNTIME not in before.content.get("runtimes", {}) and before.text is not None
+    if fresh:
         shutil.copy2(places.daemon_json, before.backup)
-    registration.apply(before, content, dockerd, known, what=f"listed the runtime {RUNTIME}")
+    try:
+        registration.apply(before, content, dockerd, known, what=f"listed the runtime {RUNTIME}")
+    except DockerFailed:
+        if fresh:
+            before.backup.unlink(missing_ok=True)
+        raise
     log.did(f"runtime {RUNTIME} registered in {places.daemon_json}" + (", and dockerd lists it" if dockerd else ""))
     if dockerd is None:
         log.out.warn("dockerd does not run here now; it will know the runtime when it starts")
@@ -256,6 +262,6 @@ def _next_steps(places: Places) -> list[str]:
     if places.settings.exists() and places.settings.read_text() == shipped(EXAMPLE):
         steps.append(f"say in {places.settings} where the broker is, and which peers are allowed")
     steps.append("`transship setup --check` tells what is still missing")
-    if places.has_systemd:
+    if places.systemd_runs:
         steps.append(f"systemctl enable --now {UNIT}")
     return steps

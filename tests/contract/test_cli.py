@@ -399,9 +399,12 @@ def program(mosquitto: Mosquitto, *words: str) -> list[str]:
     return [sys.executable, "-m", "agent.cli.main", "--broker", f"127.0.0.1:{mosquitto.port}", "--no-tls", *words]
 
 
-async def ran(*argv: str) -> tuple[int, str, str]:
+async def ran(*argv: str, environment: dict[str, str] | None = None) -> tuple[int, str, str]:
     process = await asyncio.create_subprocess_exec(
-        *argv, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+        *argv,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env={**os.environ, **(environment or {})},
     )
     async with asyncio.timeout(PATIENCE):
         out, err = await process.communicate()
@@ -431,6 +434,28 @@ async def test_wrong_usage_is_json_too(mosquitto: Mosquitto) -> None:
     code, out, _ = await ran(*program(mosquitto, "migrate", "web", "--json"))
     assert code == REFUSED
     assert json.loads(out)["error"]["code"] == "bad-command"
+
+
+async def test_shell_is_offered_commands_hosts_and_containers(mosquitto: Mosquitto, hosts: None) -> None:
+    async def offered(*words: str) -> str:
+        line = ["transship", *words]
+        environment = {
+            "_TRANSSHIP_COMPLETE": "complete_bash",
+            "COMP_WORDS": " ".join(line),
+            "COMP_CWORD": str(len(line) - 1),
+            "TRANSSHIP_BROKER__HOST": "127.0.0.1",
+            "TRANSSHIP_BROKER__PORT": str(mosquitto.port),
+            "TRANSSHIP_BROKER__TLS": "false",
+        }
+        _, out, err = await ran(sys.executable, "-m", "agent.cli.main", environment=environment)
+        assert err == ""
+        return out
+
+    assert set((await offered("mig")).split()) == {"migrate", "migrations"}
+    assert set((await offered("migrate", "web", "--to", "node")).split()) == {"node-a", "node-b"}
+    assert (await offered("migrate", "w")).split() == ["web"]
+    mosquitto.stop()
+    assert (await offered("migrate", "w")).split() == []
 
 
 async def test_ctrl_c_ends_the_watching_and_says_how_to_cancel(

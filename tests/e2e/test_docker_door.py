@@ -263,6 +263,9 @@ class Told:
         self.containers.pop(container_id, None)
         self.changed.set()
 
+    async def listed(self) -> None:
+        """All is published."""
+
     async def publish_event(self, event: Event) -> None:
         self.kinds.append(event.kind)
         self.changed.set()

@@ -106,6 +106,9 @@ class Told:
         self.log.append(f"removed {container_id[:1]}")
         self.changed.set()
 
+    async def listed(self) -> None:
+        """All is published."""
+
     async def publish_event(self, event: Event) -> None:
         self.events.append(event)
         self.changed.set()

@@ -144,6 +144,42 @@ def test_cancel_ends_and_reaps_the_child_and_comes_out(run: Run, tmp_path: Path)
     assert not Path(f"/proc/{read_pid(pid)}").exists()
 
 
+@pytest.mark.parametrize("killable", [True, False])
+def test_cancel_while_it_is_being_started_loses_no_child(run: Run, tmp_path: Path, killable: bool) -> None:
+    """Between the fork and the moment that asyncio knows of the child, a cancel must not let go of it."""
+    out = tmp_path / "out"
+    script = f"trap 'echo ended > {out}; exit' TERM; sleep 0.2; echo whole > {out}"
+
+    async def story(turns: int) -> bool:
+        out.unlink(missing_ok=True)
+        task = asyncio.create_task(Shell().run("sh", "-c", script, killable=killable))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        return out.exists() or killable
+
+    assert run(story(0)) == killable  # never begun
+    assert all(run(story(turns)) for turns in range(1, 8))
+
+
+def test_started_command_is_ended_if_its_start_is_cancelled(run: Run) -> None:
+    async def story() -> None:
+        before = set(Path("/proc/self/task").glob("*/children"))
+        task = asyncio.create_task(Shell().start("sleep", "60"))
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert "sleep" not in [name for path in before for name in commands(path)]
+
+    def commands(path: Path) -> list[str]:
+        return [Path(f"/proc/{pid}/comm").read_text().strip() for pid in path.read_text().split()]
+
+    run(story())
+
+
 def test_second_cancel_still_waits_until_the_child_is_reaped(run: Run, tmp_path: Path) -> None:
     pid = tmp_path / "pid"
     script = f"trap 'sleep 0.3; exit 0' TERM; echo $$ > {pid}; while :; do sleep 0.05; done"
