@@ -82,8 +82,12 @@ class Agent:
         await self.dispatcher.handle(command, answer)  # type: ignore[arg-type]
 
     async def _docker_event(self, event: DockerEvent) -> None:
-        if event.kind == "container" and event.action == "die":
+        if event.kind != "container":
+            return
+        if event.action == "die":
             self.sources.container_died(event.container_id)
+        elif event.action == "kill":
+            self.sources.container_signalled(event.container_id, event.attributes.get("signal", ""))
 
     async def run(self, stopped: asyncio.Event) -> None:
         """Run until `stopped` is set.
@@ -93,14 +97,14 @@ class Agent:
 
         """
         await self.host.journal.open()
-        await self._server.start()
+        await self._server.start()  # first: where another agent has the port, the journal is that one's to take up
+        await self._recover()
         self.inventory.on_event(self._docker_event)
         self.broker.on_host_status(self.announcer.heard)
         loops = [
             asyncio.create_task(self.broker.run(), name="broker"),
             asyncio.create_task(self.inventory.run(), name="inventory"),
             asyncio.create_task(self._watchdog(), name="watchdog"),
-            asyncio.create_task(self._recover(), name="recovery"),
         ]
         systemd.notify("READY=1", f"STATUS=agent of {self._settings.host}")
         log.info("agent of %s is up", self._settings.host)
@@ -127,11 +131,17 @@ class Agent:
         log.info("agent of %s has stopped", self._settings.host)
 
     async def _recover(self) -> None:
-        """Take up every migration that the journal has open; a source needs its peer's address, which comes by MQTT."""
-        await self.host.journal.prune()
+        """Take up every migration that the journal has open, each in a task of its own."""
         for entry in await self.host.journal.unfinished():
             log.warning("%s was %s as %s when the agent ended", entry.id, entry.phase, entry.role)
-            await (self.sources if entry.role is Role.SOURCE else self.targets).recover(entry)
+            try:
+                (self.sources if entry.role is Role.SOURCE else self.targets).recover(entry)
+            except Exception:
+                log.exception("%s can't be taken up: its record is not understood", entry.id)
+        try:
+            await self.host.journal.prune()
+        except Exception:
+            log.exception("the journal can't be pruned")
 
     async def _watchdog(self) -> None:
         seconds = systemd.watchdog_seconds()

@@ -21,7 +21,7 @@ from protocol.base import utc_now
 from protocol.commands import Cancel, Command, ListMigrations, Migrate, OpenMigration, Ping, Reply, ReplyKind, Resolve
 from protocol.errors import ErrorCode, ErrorInfo
 from protocol.peer import DecisionKind
-from protocol.status import HostStatus
+from protocol.status import HostStatus, Phase
 
 log = logging.getLogger("agent.dispatcher")
 
@@ -199,7 +199,14 @@ def doubt(run: Run, role: str) -> str:
             f"decided, but {run.peer} has not confirmed: {run.doubt.message} "
             "(commit: the container is given up here; abort: it runs on here, twice if the peer runs it too)"
         )
-    if role == "target" and run.phase == "prepared":
+    if role == "source" and run.phase is Phase.STRANDED:
+        return "not all of it could be taken back yet; it is tried again and again (the agent's log says why it fails)"
+    if role == "target" and run.phase is Phase.STRANDED:
+        return (
+            f"decided, and the copy here was gone before it ran; {run.peer} has its own frozen still "
+            "(abort there: it runs on there; abort here: what is left of the copy here is removed)"
+        )
+    if role == "target" and run.phase is Phase.PREPARED:
         return (
             f"waiting for the word of {run.peer} "
             "(commit: runs here, twice if the source runs on; abort: lost if the source has given it up)"

@@ -59,6 +59,7 @@ class Deadlines(_Section):
     stage: float = 120.0
     freeze: float = 10.0
     dump: float = 300.0
+    """From the freeze until all that is frozen has been sent."""
     prepare: float = 120.0
     go: float = 15.0
     ask_again: float = 1.0

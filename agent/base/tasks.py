@@ -1,8 +1,14 @@
-"""Two things at once: both end before the caller goes on, and one clear error comes out."""
+"""How things are done: two at once, beside another, within a time, to the end, again and again. None is orphaned."""
 
 import asyncio
-from collections.abc import Coroutine, Sequence
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from typing import Any, TypeVar
+
+from agent.base.errors import AgentError, StepTimeout
+
+log = logging.getLogger("agent.tasks")
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -38,3 +44,73 @@ async def _settled(tasks: Sequence[asyncio.Task[Any]]) -> None:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@contextlib.asynccontextmanager
+async def beside(*work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Have these go on while the block runs; they end with it."""
+    tasks = [asyncio.create_task(coroutine) for coroutine in work]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@contextlib.asynccontextmanager
+async def within(seconds: float, what: str, hint: str = "") -> AsyncIterator[None]:
+    """A deadline of the story.
+
+    Raises:
+        StepTimeout: the block took longer, and was cancelled.
+
+    """
+    limit = asyncio.timeout(seconds)
+    try:
+        async with limit:
+            yield
+    except TimeoutError:
+        if not limit.expired():
+            raise
+        raise StepTimeout(f"{what} took longer than {seconds:g} s", hint=hint) from None
+
+
+async def to_the_end(work: Coroutine[Any, Any, A]) -> A:
+    """Do what must not be cut off in the middle; a cancel that comes meanwhile goes on when it is done."""
+    task = asyncio.create_task(work)
+    cancel: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError as now:
+            cancel = now
+    if cancel is not None:
+        raise cancel from (None if task.cancelled() else task.exception())
+    return task.result()
+
+
+async def until_it_works(what: str, work: Callable[[], Awaitable[A]], pause: float) -> A:
+    """Try for ever: for what must neither be left out nor left half done. Why it fails is logged once, each reason."""
+    failing = Failing(what)
+    while True:
+        try:
+            return await work()
+        except Exception as error:
+            failing.because(error)
+        await asyncio.sleep(pause)
+
+
+class Failing:
+    """What is tried again and again: logs why it fails once, until it is something else."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._said = ""
+
+    def because(self, error: Exception) -> None:
+        why = f"{type(error).__name__}: {error}"
+        if why != self._said:
+            self._said = why
+            bug = None if isinstance(error, AgentError) else error
+            log.warning("%s has failed, and is tried again: %s", self._what, why, exc_info=bug)

@@ -1,6 +1,7 @@
-"""What /proc says of a container's tasks."""
+"""What /proc says: of a container's tasks, of a CRIU at work, of this host's memory."""
 
 import contextlib
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +57,22 @@ def start_time(pid: int) -> int | None:
     except OSError:
         return None
     return int(stat.rsplit(")", 1)[1].split()[19])
+
+
+def criu_in(folder: Path) -> list[int]:
+    """Every runc and CRIU that is at work in a folder: it is named on the command line, or is where they stand.
+
+    `runc checkpoint` is called with it. CRIU is not: it is told over a socket, and goes there.
+    """
+    return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit() and _is_criu_in(entry, folder)]
+
+
+def _is_criu_in(process: Path, folder: Path) -> bool:
+    with contextlib.suppress(OSError):
+        if (process / "comm").read_text().startswith(("runc", "criu")):
+            named = os.fsencode(f"{folder}/") in (process / "cmdline").read_bytes()
+            return named or (process / "cwd").readlink().is_relative_to(folder)
+    return False  # it has ended meanwhile
 
 
 def memory_available() -> int:

@@ -76,6 +76,8 @@ class Container:
     mounts: tuple[Mount, ...]
     networks: tuple[Attachment, ...]
     raw: Json
+    exit_code: int = 0
+    """Of its last end; 0 while it has not ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +160,7 @@ def container(raw: Json) -> Container:
         mounts=tuple(mount(entry) for entry in raw.get("Mounts") or ()),
         networks=tuple(attachment(name, entry or {}) for name, entry in networks.items()),
         raw=raw,
+        exit_code=state.get("ExitCode") or 0,
     )
 
 

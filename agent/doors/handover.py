@@ -39,14 +39,14 @@ FIFOS = {"release": handover.RELEASE, "held": handover.HELD, "events": handover.
 HOLD = """\
 #!/bin/sh
 # Called by CRIU at each stage. At `pre-resume` every task is restored and held by ptrace, one step before it runs:
-# CRIU waits here for the word. Its fifo is opened read-write, since an end of file would be taken for the word.
+# CRIU waits here for the word. Its fifo is opened read-write, since an end of file would be taken for the word; that of
+# the events too, since without a reader - an agent that has just crashed - CRIU would wait for one.
 case $CRTOOLS_SCRIPT_ACTION in
 pre-resume)
     exec 3<>{folder}/{release}
     echo "$CRTOOLS_INIT_PID" >{folder}/{held}
-    echo held >{folder}/{events}
+    echo held 1<>{folder}/{events}
     until read -r word <&3 && [ "$word" = {run} ]; do :; done ;;
-post-resume) echo resumed >{folder}/{events} ;;
 esac
 """
 
@@ -176,7 +176,7 @@ class HandOver:
             self._events.put_nowait(line.decode())
 
     async def event(self) -> str:
-        """The next word of the runtime or of CRIU's script: staged, printed, held, failed or resumed."""
+        """The next word of the runtime or of CRIU's script: staged, printed, held or failed."""
         return await self._events.get()
 
     def say(self, word: str) -> None:

@@ -84,6 +84,9 @@ class PeerClient:
     async def go(self, migration: str) -> Running:
         return await self._ask(Running, "POST", migration, "/go", None, self._deadlines.go)
 
+    async def alive(self, migration: str) -> None:
+        await self._call("POST", migration, "/alive", None, self._deadlines.connect)
+
     async def forget(self, migration: str) -> None:
         await self._call("POST", migration, "/forget", None, self._deadlines.docker)
 

@@ -60,6 +60,7 @@ class PeerHandler(Protocol):
     async def images(self, peer: str, migration: str, stream: Stream) -> None: ...
     async def prepare(self, peer: str, migration: str, manifest: Manifest) -> Prepared: ...
     async def go(self, peer: str, migration: str) -> Running: ...
+    async def alive(self, peer: str, migration: str) -> None: ...
     async def forget(self, peer: str, migration: str) -> None: ...
     async def discard(self, peer: str, migration: str) -> None: ...
     async def decision(self, peer: str, migration: str) -> Decision: ...
@@ -89,6 +90,7 @@ class PeerServer:
                 web.put(f"{one}/images", self._images),
                 web.post(f"{one}/prepare", self._prepare),
                 web.post(f"{one}/go", self._go),
+                web.post(f"{one}/alive", self._alive),
                 web.post(f"{one}/forget", self._forget),
                 web.delete(one, self._discard),
                 web.get(f"{one}/decision", self._decision),
@@ -189,6 +191,10 @@ class PeerServer:
 
     async def _go(self, request: web.Request) -> web.Response:
         return _answer(await self._handler.go(request["peer"], request.match_info["id"]))
+
+    async def _alive(self, request: web.Request) -> web.Response:
+        await self._handler.alive(request["peer"], request.match_info["id"])
+        return web.Response(status=204)
 
     async def _forget(self, request: web.Request) -> web.Response:
         await self._handler.forget(request["peer"], request.match_info["id"])

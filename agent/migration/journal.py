@@ -30,7 +30,12 @@ CREATE TABLE IF NOT EXISTS commands (
 CREATE INDEX IF NOT EXISTS history_id ON history (id);
 """
 KEEP_ENDED = 1000
-"""Ended migrations and answered commands kept: enough to answer a late question or a replayed command."""
+"""Ended migrations and answered commands kept: enough to answer a late question or a replayed command.
+
+Beside these, every one that a person has resolved: nobody knows whether its target has ever heard of it.
+"""
+ENDED = sorted(frozenset().union(*ENDS.values()))
+"""No role's end is a phase in the middle of the other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +128,7 @@ class Journal:
 
     async def unfinished(self) -> list[Entry]:
         """Every migration that has not ended, the oldest first."""
-        return [entry for entry in await self._call(self._select, "", ()) if entry.phase not in ENDS[entry.role]]
+        return await self._call(self._select, f"WHERE phase NOT IN ({','.join('?' * len(ENDED))})", tuple(ENDED))
 
     def _select(self, where: str, values: tuple[str, ...]) -> list[Entry]:
         rows = self._open_db.execute(
@@ -165,16 +170,16 @@ class Journal:
         await self._call(lambda: self._open_db.execute("UPDATE commands SET reply=? WHERE id=?", (reply, command)))
 
     async def prune(self) -> None:
-        """Forget the oldest ended migrations and commands beyond `KEEP_ENDED`."""
+        """Forget the oldest ended migrations and commands beyond `KEEP_ENDED`, but for those that a person resolved."""
         await self._call(self._prune)
 
     def _prune(self) -> None:
         db = self._open_db
         for role, ends in ENDS.items():
-            marks = ",".join("?" * len(ends))
+            which = f"role=? AND phase IN ({','.join('?' * len(ends))}) AND json_extract(record, '$.resolved') IS NULL"
             db.execute(
-                f"DELETE FROM migrations WHERE role=? AND phase IN ({marks}) AND id NOT IN ("  # noqa: S608
-                f"SELECT id FROM migrations WHERE role=? AND phase IN ({marks}) ORDER BY entered DESC LIMIT ?)",
+                f"DELETE FROM migrations WHERE {which} AND id NOT IN ("  # noqa: S608 - all of it is ours
+                f"SELECT id FROM migrations WHERE {which} ORDER BY entered DESC LIMIT ?)",
                 (role, *sorted(ends), role, *sorted(ends), KEEP_ENDED),
             )
         db.execute("DELETE FROM history WHERE id NOT IN (SELECT id FROM migrations)")

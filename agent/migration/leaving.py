@@ -7,25 +7,31 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 
 from agent.base.errors import AgentError, DockerFailed
+from agent.base.tasks import within
 from agent.checkpoint import freezer, proc
 from agent.doors.peer_client import PeerClient
-from agent.migration import belongings
+from agent.migration import belongings, restarting
 from agent.migration.host import Host
 from agent.migration.run import Run
 from agent.migration.subject import Subject
 from agent.prework.layers import filtered, read_image_index
+from agent.strategy.cold import DUMPS
 from protocol.commands import SourcePolicy
 from protocol.peer import Answer
+from protocol.status import Phase
 
 log = logging.getLogger("agent.source")
 
 FORGET_ATTEMPTS = 3
-DUMP_ENDS_SECONDS = 120.0
-"""For a CRIU that an agent's crash has left behind; its own deadline is shorter."""
-RESTARTING = frozenset({"always", "unless-stopped"})
+DISCARD_SECONDS = 10.0
+"""For the peer to be told that it is off: an undo must not fail because the peer is slow."""
+ALIVE_SECONDS = 5.0
+"""Well within the target's lease (targets.LEASE_SECONDS)."""
+LOOK_SECONDS = 0.05
+SLOW_HINT = "the container is frozen meanwhile; raise deadlines.dump if that may take longer"
 
 
 async def send_missing_layers(run: Run, subject: Subject, host: Host, peer: PeerClient, answer: Answer) -> None:
@@ -63,7 +69,8 @@ async def _held(subject: Subject, host: Host, answer: Answer) -> frozenset[str]:
 async def tell_discard(peer: PeerClient, run: Run) -> None:
     """Tell the peer that it is off. If it can't be told now it finds out by itself: by its lease, or by asking."""
     try:
-        await peer.discard(run.id)
+        async with within(DISCARD_SECONDS, "telling it"):
+            await peer.discard(run.id)
     except AgentError as error:
         log.warning("%s: %s could not be told to discard and will ask: %s", run.id, peer.name, error)
 
@@ -77,17 +84,19 @@ async def tell_forget(peer: PeerClient, run: Run) -> None:
         await asyncio.sleep(1.0)
 
 
-async def put_policy_back(host: Host, container_id: str, policy: Mapping[str, object]) -> None:
-    """Make sure that the container has its own restart policy; nothing to do for one that is gone."""
-    if await host.docker.find(container_id) is not None:
-        await host.docker.set_restart_policy(container_id, dict(policy))
+async def tell_alive(peer: PeerClient, run: Run) -> None:
+    """Keep the target's lease while nothing is decided: it discards what it hears nothing of. Goes on for ever."""
+    while True:
+        await asyncio.sleep(ALIVE_SECONDS)
+        if run.phase in (Phase.RESERVED, Phase.COPYING, Phase.FROZEN):
+            with contextlib.suppress(AgentError):  # what is wrong with the link shows where something is sent
+                await peer.alive(run.id)
 
 
-async def start_as_docker_would(host: Host, container_id: str, policy: Mapping[str, object]) -> None:
-    """After a reboot in the middle of a move: the policy was `no` then, so dockerd has not started the container."""
-    found = await host.docker.find(container_id)
-    if found is not None and not found.running and policy.get("Name") in RESTARTING:
-        await host.docker.start(container_id)
+async def put_policy_back(host: Host, run: Run, subject: Subject) -> None:
+    """Make sure that the container has its own restart policy, and runs if it would run by that."""
+    await restarting.set_back(host.docker, subject.id, subject.restart_policy)
+    await restarting.start_as_docker_would(host.docker, subject.id, subject.restart_policy, stopped=run.stopped)
 
 
 async def end_copy(host: Host, run: Run, subject: Subject) -> None:
@@ -111,9 +120,7 @@ async def end_copy(host: Host, run: Run, subject: Subject) -> None:
 
 async def wait_for_left_behind_dump(run: Run) -> None:
     """After a crash: a CRIU that still dumps must end before the tasks may be thawed, or its parasite ruins them."""
-    pid, started = run.record.get("dump_pid"), run.record.get("dump_start")
-    if pid is None:
-        return
-    async with asyncio.timeout(DUMP_ENDS_SECONDS):
-        while started is not None and proc.start_time(pid) == started:
-            await asyncio.sleep(0.05)
+    if left := proc.criu_in(DUMPS / run.id):
+        log.warning("%s: waiting for the dump that goes on without its agent: processes %s", run.id, left)
+    while proc.criu_in(DUMPS / run.id):
+        await asyncio.sleep(LOOK_SECONDS)

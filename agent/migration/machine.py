@@ -39,7 +39,8 @@ MOVES: Mapping[Role, Mapping[Phase, frozenset[Phase]]] = {
         # decided: forward only. A person may still say otherwise, and takes the risk (`RESOLUTIONS`).
         Phase.COMMITTED: frozenset({Phase.RUNNING}),
         Phase.RUNNING: frozenset({Phase.DONE}),
-        Phase.STRANDED: frozenset({Phase.ROLLED_BACK}),  # the undo worked at a later attempt
+        # not decided, or not any more: what could not be taken back at first is tried again until it is
+        Phase.STRANDED: frozenset({Phase.ROLLED_BACK}),
     },
     Role.TARGET: {
         Phase.RESERVED: frozenset({Phase.STAGED}) | _THROWN_AWAY,
@@ -47,14 +48,17 @@ MOVES: Mapping[Role, Mapping[Phase, frozenset[Phase]]] = {
         Phase.RESTORING: frozenset({Phase.PREPARED}) | _THROWN_AWAY,
         # neither runs nor gives up by itself: it leaves this phase by the source's word (or a person's)
         Phase.PREPARED: frozenset({Phase.RUNNING}) | _THROWN_AWAY,
-        Phase.RUNNING: frozenset({Phase.DONE}),
+        # STRANDED: its copy was gone before it ran. The source has another, and must not take this one for it
+        Phase.RUNNING: frozenset({Phase.DONE, Phase.STRANDED}),
         Phase.STRANDED: frozenset({Phase.DISCARDED}),
     },
 }
 
 RESOLUTIONS: Mapping[tuple[Role, Phase], Mapping[DecisionKind, Phase]] = {
-    (Role.SOURCE, Phase.COMMITTED): {DecisionKind.COMMIT: Phase.RUNNING, DecisionKind.ABORT: Phase.ROLLED_BACK},
+    # abort: said first, durably, and then taken back, also after a crash in between
+    (Role.SOURCE, Phase.COMMITTED): {DecisionKind.COMMIT: Phase.RUNNING, DecisionKind.ABORT: Phase.STRANDED},
     (Role.TARGET, Phase.PREPARED): {DecisionKind.COMMIT: Phase.RUNNING, DecisionKind.ABORT: Phase.DISCARDED},
+    (Role.TARGET, Phase.STRANDED): {DecisionKind.ABORT: Phase.DISCARDED},
 }
 """What a person may say of a migration in doubt (rule 8)."""
 
@@ -84,7 +88,7 @@ def decision(phase: Phase | None) -> DecisionKind:
         return DecisionKind.ABORT
     if phase in (Phase.COMMITTED, Phase.RUNNING, Phase.DONE):
         return DecisionKind.COMMIT
-    if phase in (Phase.REFUSED, Phase.ROLLED_BACK):
+    if phase in (Phase.REFUSED, Phase.STRANDED, Phase.ROLLED_BACK):
         return DecisionKind.ABORT
     return DecisionKind.PENDING
 
@@ -95,7 +99,7 @@ def on_restart(role: Role, phase: Phase) -> OnRestart:
         return OnRestart.NOTHING
     if role is Role.SOURCE:
         return OnRestart.GO_ON if phase in (Phase.COMMITTED, Phase.RUNNING) else OnRestart.TAKE_BACK
-    if phase is Phase.PREPARED:
+    if phase in (Phase.PREPARED, Phase.STRANDED):
         return OnRestart.ASK
     return OnRestart.GO_ON if phase is Phase.RUNNING else OnRestart.TAKE_BACK
 
@@ -117,6 +121,8 @@ def may_expire(phase: Phase) -> bool:
 
 def answer_to_asking(phase: Phase, answer: DecisionKind) -> Phase | None:
     """Where a target in `phase` goes on the source's word; None: stay and ask again."""
-    if phase is not Phase.PREPARED or answer is DecisionKind.PENDING:
-        return None
-    return Phase.RUNNING if answer is DecisionKind.COMMIT else Phase.DISCARDED
+    if phase in (Phase.PREPARED, Phase.STRANDED) and answer is DecisionKind.ABORT:
+        return Phase.DISCARDED
+    if phase is Phase.PREPARED and answer is DecisionKind.COMMIT:
+        return Phase.RUNNING
+    return None

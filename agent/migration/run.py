@@ -1,12 +1,12 @@
 """One migration under way, seen from one side: its id and phase, its clock, what the journal and the report get."""
 
-import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any
 
+from agent.base.tasks import to_the_end, until_it_works
 from agent.migration import machine
 from agent.migration.journal import Entry, Journal
 from agent.migration.machine import Role
@@ -15,6 +15,7 @@ from protocol.status import Part, Phase, PhaseTime
 
 log = logging.getLogger("agent.migration")
 
+JOURNAL_PAUSE_SECONDS = 1.0
 RATE_SECONDS = 1.0
 """The window over which the rate of a transfer is taken."""
 
@@ -43,7 +44,12 @@ class Run:
         self.undo_failed: list[str] = []
         self.doubt: ErrorInfo | None = None
         """Decided, and the target has not confirmed: its last answer."""
+        self.failure: ErrorInfo | None = None
+        """Why it was not to be."""
         self.deciding = False
+        """From just before the decision on; not any more where it could not be written."""
+        self.stopped = False
+        """Somebody has ended the container on purpose meanwhile; then nobody else starts it again."""
         self.strategy = ""
         self.reason = ""
         self.part = ""
@@ -93,14 +99,14 @@ class Run:
         return (time.monotonic() - self._began) * 1000
 
     async def enter(self, phase: Phase, *, resolved: bool = False, **record: Any) -> None:
-        """Move to a phase; durable when this returns.
+        """Move to a phase, `resolved`: by a person's word; durable when this returns.
 
         Raises:
             IllegalMove: the table has no such move; nothing has changed.
 
         """
         machine.move(self.role, self.phase, phase, resolved=resolved)
-        await self._put(phase, record)
+        await self._put(phase, {**record, "resolved": True} if resolved else record)
         self.phases.append(PhaseTime(phase=phase, at_ms=round(self.elapsed_ms(), 3)))
         log.info("%s %s as %s", self.id, phase, self.role)
         await self.publish()
@@ -110,18 +116,11 @@ class Run:
 
         A write that failed may still have reached the disk; so it is overwritten before anything is taken back.
         """
-        self.deciding = True
         try:
             await self.enter(Phase.COMMITTED)
         except Exception:
-            while True:
-                try:
-                    await self._put(self.phase, {})
-                except Exception:
-                    log.exception("%s: the journal can't be written; neither deciding nor taking back", self.id)
-                    await asyncio.sleep(1.0)
-                else:
-                    break
+            mending = f"{self.id}: writing that it is not decided"
+            await until_it_works(mending, lambda: self._put(self.phase, {}), JOURNAL_PAUSE_SECONDS)
             self.deciding = False
             raise
 
@@ -133,8 +132,12 @@ class Run:
         old = self._entry
         entered = datetime.now(UTC).isoformat() if phase is not old.phase else old.entered
         entry = Entry(old.id, old.role, phase, old.container, old.peer, old.started, entered, {**old.record, **record})
-        await self._journal.put(entry)
-        self._entry = entry
+
+        async def write() -> None:
+            await self._journal.put(entry)
+            self._entry = entry
+
+        await to_the_end(write())  # a cancel must not make the run believe in another phase than its journal does
 
     async def publish(self) -> None:
         """Tell whoever watches. Never fails: what is said of a move must not change the move."""

@@ -4,12 +4,11 @@ Until COMMITTED everything can be taken back by this side alone, and is, on any 
 """
 
 import asyncio
-import contextlib
 import logging
 import time
 
 from agent.base.errors import AgentError
-from agent.base.tasks import both
+from agent.base.tasks import both, to_the_end, within
 from agent.base.undo import Undo
 from agent.checkpoint import freezer, proc
 from agent.doors.peer_client import PeerClient
@@ -34,7 +33,7 @@ async def migrate(run: Run, subject: Subject, host: Host, peer: PeerClient, stra
         run.notes += answer.notes
         await run.enter(Phase.RESERVED)
 
-        undo.first("put the restart policy back", leaving.put_policy_back, host, subject.id, subject.restart_policy)
+        undo.first("put the restart policy back", leaving.put_policy_back, host, run, subject)
         await host.docker.set_restart_policy(subject.id, {"Name": "no"})  # nobody else may start a copy
 
         await leaving.send_missing_layers(run, subject, host, peer, answer)
@@ -50,7 +49,8 @@ async def migrate(run: Run, subject: Subject, host: Host, peer: PeerClient, stra
         undo.first("thaw and unlock the container", release, host, subject)
         tasks = await hold(run, subject, host)  # the blackout starts
         await run.enter(Phase.FROZEN)
-        (memory, images), files = await both(strategy.dump_and_send(run, subject, host, peer), passes.delta())
+        async with within(host.settings.deadlines.dump, "dump and transfer", leaving.SLOW_HINT):
+            (memory, images), files = await both(strategy.dump_and_send(run, subject, host, peer), passes.delta())
         manifest = Manifest(
             parts=(memory, *files),
             images=images,
@@ -99,13 +99,10 @@ async def release(host: Host, subject: Subject) -> None:
 
 async def commit(run: Run, undo: Undo) -> None:
     """Write the decision. Whether it was written is known for certain when this returns or raises."""
-    writing = asyncio.create_task(run.decide(), name="commit")
+    run.deciding = True  # from here on no cancel is taken: it could come between the decision and its being known
     try:
-        await asyncio.shield(writing)
+        await to_the_end(run.decide())
     finally:
-        while not writing.done():  # a cancel in the middle of the write: know first which it is
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.wait({writing})
         if run.phase is Phase.COMMITTED:
             undo.detach()
 

@@ -1,19 +1,25 @@
-"""The migrations that leave this host: one task each, reported, cancelled, and taken up again after a crash."""
+"""The migrations that leave this host: one task each, reported, cancelled, and taken up again after a crash.
+
+A migration is here until its journal says that it has ended: what is decided goes on, and what is not is taken back,
+however often that fails on the way.
+"""
 
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
-from typing import Protocol
+from functools import partial
+from typing import Protocol, TypeVar
 
 from agent.base.errors import AgentError, Cancelled, ContainerGone, Refused, StepFailed, Stranded
+from agent.base.tasks import beside, until_it_works
 from agent.doors.docker import unavailable
 from agent.doors.docker_model import Container
 from agent.doors.peer_client import PeerClient
-from agent.migration import leaving, machine, preflight, source
+from agent.migration import leaving, machine, preflight, restarting, source
 from agent.migration.host import Host
 from agent.migration.journal import Entry
-from agent.migration.machine import OnRestart, Role
+from agent.migration.machine import ENDS, RESOLUTIONS, OnRestart, Role
 from agent.migration.run import Run
 from agent.migration.subject import Subject, from_record
 from agent.strategy import Strategy
@@ -26,7 +32,11 @@ from protocol.status import Phase
 
 log = logging.getLogger("agent.source")
 
+T = TypeVar("T")
+
 PROGRESS_SECONDS = 0.2
+TELLS = (Phase.COMMITTED, Phase.RUNNING, Phase.STRANDED, Phase.ROLLED_BACK)
+"""Phases of which the retained decision is said: a target that asks is waiting for it."""
 
 Begun = Callable[[Run], Awaitable[None]]
 Ended = Callable[[Run, AgentError | None], Awaitable[None]]
@@ -54,6 +64,12 @@ class _Move:
     task: asyncio.Task[None] | None = None
     stop: AgentError | None = None
     """Why it was cancelled, where it was."""
+    ending: bool = False
+    """It is taken up again, or taken back: nothing but the agent's own end cuts that short."""
+
+    @property
+    def may_cancel(self) -> bool:
+        return not self.ending and not self.run.deciding and machine.may_cancel(self.run.phase)
 
 
 class Sources:
@@ -72,18 +88,26 @@ class Sources:
     def open(self) -> list[Run]:
         return [move.run for move in self._moves.values()]
 
-    def of_container(self, container_id: str) -> Run | None:
-        return next((move.run for move in self._moves.values() if move.container_id == container_id), None)
+    def _of_container(self, container_id: str) -> list[_Move]:
+        return [move for move in self._moves.values() if move.container_id == container_id]
 
     async def start(self, request: Migrate, container: Container, begun: Begun, ended: Ended) -> Run:
         """Begin to move a container; `begun` is called before anything is done, `ended` with how it came out.
 
         Raises:
-            Refused: it is being moved already, or too many are under way.
+            Refused: it is part of a move already, or too many are under way.
 
         """
-        if (other := self.of_container(container.id)) is not None:
-            raise Refused(ErrorCode.BUSY, f"{container.name} is being moved already, by {other.id}")
+        unfinished = await self._host.journal.unfinished()  # as source or target, also one not taken up again yet
+        # no wait from here on until it is in `_moves`: two commands may come at once
+        others = [entry.id for entry in unfinished if entry.record.get("container_id") == container.id]
+        others += [move.run.id for move in self._of_container(container.id)]
+        if others:
+            raise Refused(
+                ErrorCode.BUSY,
+                f"{container.name} is part of a move already, {others[0]}",
+                hint="try again when that has ended; `transship migrations` shows what it waits for",
+            )
         if len(self._moves) >= self._host.settings.limits.migrations:
             raise Refused(
                 ErrorCode.BUSY,
@@ -105,39 +129,48 @@ class Sources:
             await move.run.record_beginning()
             await begun(move.run)
         except BaseException:
-            self._moves.pop(migration, None)
+            self._end(move)  # nothing was touched; the journal has to say so
             raise
         move.task = asyncio.create_task(self._work(move, request, ended), name=f"move {container.name}")
         return move.run
 
     async def _changed(self, run: Run) -> None:
-        await self._watching.changed(run, run.doubt)
-        if run.phase in (Phase.COMMITTED, Phase.ROLLED_BACK):
+        await self._watching.changed(run, run.failure or run.doubt)
+        if run.phase in TELLS:
             await self._watching.decided(run, machine.decision(run.phase))
 
     async def _work(self, move: _Move, request: Migrate, ended: Ended) -> None:
         run = move.run
-        progress = asyncio.create_task(self._progress(run), name=f"progress {run.id}")
         error: AgentError | None = None
         try:
-            await self._story(run, request)
+            await self._story_to_its_end(move, request)
         except asyncio.CancelledError:
             if move.stop is None:  # the agent is being stopped; the journal knows where to go on
-                error = Cancelled("the agent was stopped in the middle of the move")
-                await self._took_back(run, error)
+                await self._took_back(move, Cancelled("the agent was stopped in the middle of the move"))
                 raise
             error = move.stop
-        except AgentError as failure:
-            error = failure
         except Exception as failure:
-            log.exception("%s failed in a way that was not foreseen", run.id)
-            error = StepFailed(f"{type(failure).__name__}: {failure}", hint="a bug: the agent's log has the traceback")
-        finally:
-            progress.cancel()
-            self._moves.pop(run.id, None)
+            error = foreseen(failure)
         if error is not None:
-            error = await self._took_back(run, error)
-        await ended(run, error)
+            error = await self._again(run, partial(self._took_back, move, error))
+        if run.phase in ENDS[Role.SOURCE]:
+            self._moves.pop(run.id, None)
+        try:
+            await ended(run, error)
+        except Exception:
+            log.exception("%s: how it has ended could not be told", run.id)
+        if move.task is asyncio.current_task():  # else a person's word has taken over
+            await self._until_ended(move)
+
+    async def _story_to_its_end(self, move: _Move, request: Migrate) -> None:
+        """The story; what fails in it after the decision is done again until it has ended."""
+        try:
+            await self._story(move.run, request)
+        except Exception as failure:
+            if machine.may_cancel(move.run.phase):
+                raise
+            log.error("%s is decided and goes on: %s", move.run.id, foreseen(failure))
+            await self._until_ended(move)
 
     async def _story(self, run: Run, request: Migrate) -> None:
         subject = await preflight.examine(self._host, request, run.id)
@@ -146,26 +179,28 @@ class Sources:
         run.strategy = strategy_for(request)
         async with self._peers(request.to) as peer:
             await run.note_down(peer_url=peer.url())
-            await source.migrate(run, subject, self._host, peer, strategies[run.strategy]())
+            async with beside(self._progress(run), leaving.tell_alive(peer, run)):
+                await source.migrate(run, subject, self._host, peer, strategies[run.strategy]())
 
-    async def _took_back(self, run: Run, error: AgentError) -> AgentError:
-        """The end phase of a story that failed, by what it means for the container."""
+    async def _took_back(self, move: _Move, error: AgentError) -> AgentError:
+        """Enter the end phase of a story that failed; the error, by what it means for the container."""
+        run = move.run
         if not machine.may_cancel(run.phase):
-            return error  # decided: recovery goes on
+            return error  # decided: it goes on
+        move.ending = True
+        there = Phase.ROLLED_BACK
         if run.undo_failed:
-            stranded = Stranded(
+            there = Phase.STRANDED
+            error = Stranded(
                 f"{error.message}; and not all could be taken back: {'; '.join(run.undo_failed)}",
-                hint="it is tried again when the agent starts; the container may be frozen or without its network",
+                hint="it is tried again until it works; the container may be frozen or without its network till then",
                 detail=error.detail,
             )
-            await run.enter(Phase.STRANDED)
-            error = stranded
         elif run.phase is Phase.PLANNED:
-            await run.enter(Phase.REFUSED)
+            there = Phase.REFUSED
             error = untouched(error)
-        else:
-            await run.enter(Phase.ROLLED_BACK)
-        await self._watching.changed(run, error.info())
+        run.failure = error.info()
+        await run.enter(there)
         return error
 
     async def _progress(self, run: Run) -> None:
@@ -188,16 +223,25 @@ class Sources:
         move = self._moves.get(migration)
         if move is None or move.task is None:
             raise Refused(ErrorCode.NO_SUCH_MIGRATION, f"{migration} is not under way on {self._host.name}")
-        if move.run.deciding or not machine.may_cancel(move.run.phase):
-            raise Refused(ErrorCode.TOO_LATE, f"{migration} is decided: the container runs on {move.run.peer}")
+        if not move.may_cancel:
+            decided = move.run.deciding or machine.decision(move.run.phase) is DecisionKind.COMMIT
+            what = f"decided: the container runs on {move.run.peer}" if decided else "being taken back already"
+            raise Refused(ErrorCode.TOO_LATE, f"{migration} is {what}")
         move.stop = move.stop or why or Cancelled("cancelled on request")
         move.task.cancel()
 
     def container_died(self, container_id: str) -> None:
         """A `die` before the decision ends the move; after it, it is our own doing."""
-        run = self.of_container(container_id)
-        if run is not None and not run.deciding and machine.may_cancel(run.phase):
-            self.cancel(run.id, ContainerGone(f"{run.container} ended while it was being moved"))
+        for move in self._of_container(container_id):
+            if move.task is not None and move.may_cancel:
+                self.cancel(move.run.id, ContainerGone(f"{move.run.container} ended while it was being moved"))
+
+    def container_signalled(self, container_id: str, sent: str) -> None:
+        """Somebody has sent it a signal: if that was to end it, a move that is taken back must not start it again."""
+        for move in self._of_container(container_id):
+            create = move.run.record.get("offer", {}).get("create", {})
+            if restarting.is_meant_to_end(sent, create.get("StopSignal", "")):
+                move.run.stopped = True
 
     async def knows(self, migration: str) -> bool:
         return migration in self._moves or await self._host.journal.get(migration, Role.SOURCE) is not None
@@ -210,20 +254,25 @@ class Sources:
 
         """
         move = self._moves.get(migration)
-        if move is None or move.run.phase is not Phase.COMMITTED:
+        if move is None or move.task is None or move.run.phase is not Phase.COMMITTED:
             raise Refused(ErrorCode.TOO_LATE, f"{migration} is not in doubt: there is nothing to resolve")
-        if move.task is not None:
-            move.stop = Stranded(f"{migration} was resolved by a person: {decision}")
-            move.task.cancel()
-            await asyncio.wait({move.task})
+        asking, move.stop = move.task, Stranded(f"{migration} was resolved by a person: {decision}")
+        asking.cancel()
+        move.task = asyncio.create_task(self._resolved(move, asking, decision), name=f"resolve {migration}")
+        await asyncio.shield(move.task)
+
+    async def _resolved(self, move: _Move, asking: asyncio.Task[None], decision: DecisionKind) -> None:
+        """First the word, durably; then what it means, as after any restart."""
         run = move.run
-        subject = await self._subject_now(run)
-        async with self._peers(run.peer, run.record.get("peer_url", "")) as peer:
-            if decision is DecisionKind.ABORT:
-                await self.take_back(run, subject, peer, resolved=True)
-            else:
-                await run.enter(Phase.RUNNING, resolved=True)
-                await source.finish(run, subject, self._host, peer, Cold())
+        await asyncio.wait({asking})
+        in_doubt = run.phase is Phase.COMMITTED
+        if in_doubt:
+            run.doubt = None
+            there = RESOLUTIONS[Role.SOURCE, Phase.COMMITTED][decision]
+            await self._again(run, partial(run.enter, there, resolved=True))
+        await self._until_ended(move)
+        if not in_doubt:
+            raise Refused(ErrorCode.TOO_LATE, f"{run.id} was not in doubt any more: {run.peer} has just confirmed")
 
     async def close(self) -> None:
         for move in list(self._moves.values()):
@@ -242,29 +291,38 @@ class Sources:
             return DecisionKind.PENDING
         return machine.decision(entry.phase if entry else None)
 
-    async def recover(self, entry: Entry) -> None:
+    def recover(self, entry: Entry) -> None:
         """Take up a migration found in the journal after a restart (rule 6)."""
         move = _Move(Run(self._host.journal, entry, changed=self._changed), entry.record.get("container_id", ""))
         self._moves[entry.id] = move
-        move.task = asyncio.create_task(self._recover(move), name=f"recover {entry.id}")
+        self._end(move)
 
-    async def _recover(self, move: _Move) -> None:
-        run = move.run
-        try:
-            if "offer" not in run.record:
-                await run.enter(Phase.REFUSED if run.phase is Phase.PLANNED else Phase.ROLLED_BACK)
-                return
-            subject = await self._subject_now(run)
-            async with self._peers(run.peer, run.record.get("peer_url", "")) as peer:
-                if machine.on_restart(Role.SOURCE, run.phase) is OnRestart.GO_ON:
-                    await self._changed(run)  # the retained decision may not have been sent before the crash
-                    await source.finish(run, subject, self._host, peer, Cold())
-                else:
-                    await self.take_back(run, subject, peer)
-        except Exception:
-            log.exception("%s could not be taken up again; it is tried at the next start", run.id)
-        finally:
-            self._moves.pop(run.id, None)
+    def _end(self, move: _Move) -> None:
+        move.ending = True
+        move.task = asyncio.create_task(self._until_ended(move), name=f"end {move.run.id}")
+
+    async def _until_ended(self, move: _Move) -> None:
+        """Go on with what is decided, take back what is not, until the journal says that it has ended."""
+        await self._again(move.run, partial(self._take_up, move.run))
+        self._moves.pop(move.run.id, None)
+
+    async def _again(self, run: Run, work: Callable[[], Awaitable[T]]) -> T:
+        return await until_it_works(f"{run.id} ({run.phase})", work, self._host.settings.deadlines.ask_again)
+
+    async def _take_up(self, run: Run) -> None:
+        what = machine.on_restart(Role.SOURCE, run.phase)
+        if what is OnRestart.NOTHING:
+            return
+        if "offer" not in run.record:  # nothing was touched before that was noted
+            await run.enter(Phase.REFUSED if run.phase is Phase.PLANNED else Phase.ROLLED_BACK)
+            return
+        subject = await self._subject_now(run)
+        async with self._peers(run.peer, run.record.get("peer_url", "")) as peer:
+            if what is OnRestart.GO_ON:
+                await run.publish()  # the retained decision may not have been sent before a crash
+                await source.finish(run, subject, self._host, peer, Cold())
+            else:
+                await self.take_back(run, subject, peer)
 
     async def _subject_now(self, run: Run) -> Subject:
         """The subject of the journal, with the process that the container has now: there may have been a reboot."""
@@ -272,14 +330,13 @@ class Sources:
         found = await self._host.docker.find(subject.id)
         return replace(subject, pid=found.pid) if found is not None and found.running else subject
 
-    async def take_back(self, run: Run, subject: Subject, peer: PeerClient, *, resolved: bool = False) -> None:
-        """The undo of a whole story, by the same functions, where its stack was lost in a crash."""
+    async def take_back(self, run: Run, subject: Subject, peer: PeerClient) -> None:
+        """The undo of a whole story, by the same functions, where its stack was lost in a crash or was not enough."""
         await leaving.wait_for_left_behind_dump(run)
         await source.release(self._host, subject)
-        await leaving.put_policy_back(self._host, subject.id, subject.restart_policy)
-        await leaving.start_as_docker_would(self._host, subject.id, subject.restart_policy)
+        await leaving.put_policy_back(self._host, run, subject)
         await Cold().release(run, self._host)
-        await run.enter(Phase.ROLLED_BACK, resolved=resolved)
+        await run.enter(Phase.ROLLED_BACK)
         await leaving.tell_discard(peer, run)
 
 
@@ -288,6 +345,14 @@ def untouched(error: AgentError) -> AgentError:
     if error.consequence is Consequence.UNTOUCHED:
         return error
     return unavailable(error) or Refused(error.code, error.message, hint=error.hint, detail=error.detail)
+
+
+def foreseen(failure: Exception) -> AgentError:
+    """What failed, as an error that can be told; a bug is logged."""
+    if isinstance(failure, AgentError):
+        return failure
+    log.error("a failure that was not foreseen", exc_info=failure)
+    return StepFailed(f"{type(failure).__name__}: {failure}", hint="a bug: the agent's log has the traceback")
 
 
 strategies: dict[str, Callable[[], Strategy]] = {"cold": Cold}

@@ -17,19 +17,20 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from agent.base.errors import Cancelled, ContainerGone, CorruptPart, RestoreFailed, StepFailed, Stranded
+from agent.base.errors import Cancelled, ContainerGone, CorruptPart, Refused, RestoreFailed, StepFailed, Stranded
 from agent.base.tasks import both
 from agent.checkpoint import freezer, logs, proc
 from agent.checkpoint.criu import CriuOptions
 from agent.checkpoint.segments import SegmentWriter
 from agent.doors.handover import HandOver, RestoreResult, StagedInfo
 from agent.doors.peer_server import Stream
-from agent.migration import belongings
+from agent.migration import belongings, restarting
 from agent.migration.host import Host
 from agent.migration.run import Run
 from agent.network import identity, lock
 from agent.prework import container_log
 from agent.prework.stream import unpacked
+from protocol.errors import ErrorCode
 from protocol.peer import Created, Manifest, Offer, Prepared, Running, SentPart, Staged
 from protocol.status import Phase
 
@@ -188,21 +189,31 @@ class Target:
 
     async def go(self) -> Running:
         """The source has decided: unlock, announce, let the tasks run. Safe to repeat."""
-        if self.run.phase is Phase.PREPARED:
-            await self.run.enter(Phase.RUNNING)
         if not self.run.record.get("released"):
+            await self._check_copy()
+            if self.run.phase is Phase.PREPARED:
+                await self.run.enter(Phase.RUNNING)
             await self._let_run()
             await self.run.note_down(released=True)
         return Running(phases=tuple(self.run.phases), notes=tuple(self.run.notes))
 
-    async def _let_run(self) -> None:
-        """Unlock, announce, release. Frames of the announcement pass by the lock, so both are done at once."""
-        pid = int(self.run.record["pid"])
-        if proc.start_time(pid) != self.run.record["pid_start"]:
+    async def _check_copy(self) -> None:
+        """The copy that was proved has to be there still: RUNNING is never said of one that is not."""
+        phase = self.run.phase
+        if phase not in (Phase.PREPARED, Phase.RUNNING, Phase.STRANDED):
+            raise Refused(ErrorCode.TOO_LATE, f"{self.run.id} is {phase} here: there is nothing to let run")
+        there = proc.start_time(int(self.run.record["pid"])) == self.run.record["pid_start"]
+        if phase is Phase.RUNNING and not there:
+            await self.run.enter(Phase.STRANDED)
+        if phase is Phase.STRANDED or not there:
             raise Stranded(
                 f"the restored copy of {self.offer.container} is gone before it ran",
                 hint="the source still has its frozen copy: `transship resolve ID --abort` there lets it run again",
             )
+
+    async def _let_run(self) -> None:
+        """Unlock, announce, release. Frames of the announcement pass by the lock, so both are done at once."""
+        pid = int(self.run.record["pid"])
         await both(lock.unlock(self._host.shell, pid), self._announce(pid))
         hand_over = self._hand_over_again()
         hand_over.release()
@@ -221,12 +232,16 @@ class Target:
     # --- afterwards ---
 
     async def settle(self) -> None:
-        """Give the container its restart policy, and clear the hand-over. Safe to repeat."""
-        await self._host.docker.set_restart_policy(self.container_id, self.offer.restart_policy)
-        await self._clear_hand_over()
+        """Clear the hand-over, and give the container its restart policy. Safe to repeat."""
+        docker, policy = self._host.docker, self.offer.restart_policy
+        await self._clear_hand_over()  # first: while it is there, a start by whomever can only become a restore
+        await restarting.set_back(docker, self.container_id, policy)
+        await restarting.start_as_docker_would(docker, self.container_id, policy)
 
     async def forget(self) -> None:
+        """Settle a copy that runs; one that is to run and was not let yet is let first. Nothing in any other phase."""
         if self.run.phase is Phase.RUNNING:
+            await self.go()
             await self.settle()
             await self.run.enter(Phase.DONE)
 

@@ -10,7 +10,8 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Protocol, TypeVar
 
-from agent.base.errors import AgentError, DockerFailed, Refused
+from agent.base.errors import DockerFailed, Refused
+from agent.base.tasks import Failing
 from agent.doors.docker import unavailable
 from agent.doors.peer_server import Stream
 from agent.migration import admission, machine
@@ -27,8 +28,11 @@ log = logging.getLogger("agent.target")
 
 T = TypeVar("T")
 
-LEASE_SECONDS = 60.0
-"""Without a word from the source before PREPARED, a target discards: it can't have been decided yet."""
+LEASE_SECONDS = 20.0
+"""Without a word from the source before PREPARED, a target discards: it can't have been decided yet.
+
+A source that is busy with itself says that it is alive (leaving.tell_alive).
+"""
 ASK_AFTER_SECONDS = 2.0
 """In PREPARED, silence for longer than a decision takes: from then on the target asks."""
 
@@ -51,6 +55,8 @@ class _Slot:
         self.need = need
         self.lock = asyncio.Lock()
         self.watch: asyncio.Task[None] | None = None
+        self.failing = Failing(f"{target.run.id}: a target's own step")
+        self.unheard = Failing(f"{target.run.id}: asking {target.run.peer} for its decision")
 
 
 class Targets:
@@ -118,8 +124,12 @@ class Targets:
         if slot is None and await self._ended(peer, migration) is Phase.DONE:
             return Running(phases=())  # it runs, and this was said before
         running = await self._step(peer, migration, lambda target: target.go())
-        self._spawn(self._settle(migration), f"settle {migration}")
+        if slot is not None:
+            self._spawn(self._guarded(slot, self._settle(migration)), f"settle {migration}")
         return running
+
+    async def alive(self, peer: str, migration: str) -> None:
+        self._slot(peer, migration)
 
     async def forget(self, peer: str, migration: str) -> None:
         if migration in self._slots:
@@ -150,6 +160,7 @@ class Targets:
                 f"{self._host.name} has no migration {migration} from {peer}",
                 hint="it was discarded here: after a restart, or because its source was silent",
             )
+        slot.target.last_contact = time.monotonic()
         return slot
 
     async def _ended(self, peer: str, migration: str) -> Phase | None:
@@ -162,7 +173,6 @@ class Targets:
 
         async def locked() -> T:
             async with slot.lock:
-                slot.target.last_contact = time.monotonic()
                 try:
                     return await call(slot.target)
                 finally:
@@ -176,16 +186,21 @@ class Targets:
             return
         async with slot.lock:
             await slot.target.forget()
-        self._remove(slot)
+        if slot.target.run.phase is Phase.DONE:  # one that waits for the decision goes on waiting
+            self._remove(slot)
 
-    async def _throw_away(self, migration: str) -> None:
+    async def _throw_away(self, migration: str, *, unasked: bool = False) -> None:
         slot = self._slots.get(migration)
         if slot is None:
             return
-        if machine.may_run(slot.target.run.phase):
-            raise Refused(ErrorCode.TOO_LATE, f"{migration} is decided and runs here")
         slot.target.stop_waiting()
         async with slot.lock:
+            # not before: whoever had the lock may have proved the restore, or let the copy run
+            phase = slot.target.run.phase
+            if machine.may_run(phase):
+                raise Refused(ErrorCode.TOO_LATE, f"{migration} is decided and runs here")
+            if unasked and not machine.may_expire(phase):
+                return
             await slot.target.discard()
         self._remove(slot)
 
@@ -195,7 +210,7 @@ class Targets:
             slot.watch.cancel()
 
     async def _watch(self, slot: _Slot) -> None:
-        """What a target does when its source is silent: before PREPARED its lease ends, in PREPARED it asks."""
+        """What a target does when its source is silent: before PREPARED its lease ends, from then on it asks."""
         migration = slot.target.run.id
         while migration in self._slots:
             await asyncio.sleep(self._host.settings.deadlines.ask_again)
@@ -205,15 +220,15 @@ class Targets:
                 continue
             if machine.may_expire(phase) and silent > LEASE_SECONDS and not slot.target.busy:
                 log.warning("%s: its source has been silent for %d s; discarded", migration, silent)
-                await self._guarded(self._throw_away(migration))
-            elif phase is Phase.PREPARED and silent > ASK_AFTER_SECONDS:
-                await self._guarded(self._ask(slot))
+                await self._guarded(slot, self._throw_away(migration, unasked=True))
+            elif phase in (Phase.PREPARED, Phase.STRANDED) and silent > ASK_AFTER_SECONDS:
+                await self._guarded(slot, self._ask(slot))
             elif phase is Phase.RUNNING:
-                await self._guarded(self._settle(migration))
+                await self._guarded(slot, self._settle(migration))
 
     async def _ask(self, slot: _Slot) -> None:
         run = slot.target.run
-        answer = await self._learn(run.peer, run.id)
+        answer = await self._learn(slot)
         next_phase = machine.answer_to_asking(run.phase, answer)
         if next_phase is Phase.RUNNING:
             async with slot.lock:
@@ -222,46 +237,52 @@ class Targets:
         elif next_phase is Phase.DISCARDED:
             await self._throw_away(run.id)
 
-    async def _learn(self, source: str, migration: str) -> DecisionKind:
+    async def _learn(self, slot: _Slot) -> DecisionKind:
+        run = slot.target.run
         try:
-            return await self._asking.ask_peer(source, migration)
-        except AgentError as error:
-            log.info("%s: %s does not answer (%s); reading the broker", migration, source, error)
-            return await self._asking.read_retained(source, migration)
+            return await self._asking.ask_peer(run.peer, run.id)
+        except Exception as error:
+            slot.unheard.because(error)
+            return await self._asking.read_retained(run.peer, run.id)
 
-    async def _guarded(self, work: Coroutine[Any, Any, None]) -> None:
+    async def _guarded(self, slot: _Slot, work: Coroutine[Any, Any, None]) -> None:
+        """What is nobody's request: when it fails, `_watch` tries it again."""
         try:
             await work
-        except Exception:
-            log.exception("a target's own step failed; it is tried again")
+        except Exception as error:
+            slot.failing.because(error)
 
     # --- recovery, operator, end ---
 
-    async def recover(self, entry: Entry) -> None:
+    def recover(self, entry: Entry) -> None:
         """Take up a migration found in the journal after a restart (rule 6)."""
         run = Run(self._host.journal, entry)
         target = Target(self._host, run, offer_from(entry.record))
         slot = self._add(target, admission.needs(target.offer, image_room(target.offer), 0))
-        if machine.on_restart(Role.TARGET, entry.phase) is OnRestart.TAKE_BACK:
-            await self._guarded(self._throw_away(entry.id))
-        elif machine.on_restart(Role.TARGET, entry.phase) is OnRestart.GO_ON:
-            async with slot.lock:
-                await self._guarded(_ignore_result(target.go()))
-            await self._guarded(self._settle(entry.id))
-        elif machine.on_restart(Role.TARGET, entry.phase) is OnRestart.ASK:
-            await self._guarded(self._ask(slot))
+        self._spawn(self._guarded(slot, self._take_up(slot)), f"take up {entry.id}")
+
+    async def _take_up(self, slot: _Slot) -> None:
+        run = slot.target.run
+        match machine.on_restart(Role.TARGET, run.phase):
+            case OnRestart.TAKE_BACK:
+                await self._throw_away(run.id)
+            case OnRestart.GO_ON:
+                await self._settle(run.id)
+            case OnRestart.ASK:
+                await self._ask(slot)
 
     async def resolve(self, migration: str, decision: DecisionKind) -> None:
-        """A person's word for a copy in PREPARED whose source never comes back (rule 8)."""
+        """A person's word for a copy whose source never comes back (rule 8)."""
         slot = self._slots.get(migration)
         if slot is None:
             raise Refused(ErrorCode.NO_SUCH_MIGRATION, f"no open migration {migration} comes to this host")
-        if slot.target.run.phase is not Phase.PREPARED:
-            raise Refused(ErrorCode.TOO_LATE, f"{migration} is {slot.target.run.phase}: there is nothing to resolve")
+        phase = slot.target.run.phase
+        if decision not in machine.RESOLUTIONS.get((Role.TARGET, phase), {}):
+            raise Refused(ErrorCode.TOO_LATE, f"{migration} is {phase} here: there is nothing to {decision}")
         if decision is DecisionKind.COMMIT:
             async with slot.lock:
                 await slot.target.go()
-            await self._settle(migration)
+            await self._guarded(slot, self._settle(migration))
         else:
             await self._throw_away(migration)
 
@@ -272,7 +293,7 @@ class Targets:
         """End what is under way. What is not decided is thrown away; PREPARED waits in the journal."""
         for migration, slot in list(self._slots.items()):
             if machine.may_expire(slot.target.run.phase):
-                await self._guarded(self._throw_away(migration))
+                await self._guarded(slot, self._throw_away(migration, unasked=True))
         for task in list(self._work):
             task.cancel()
         await asyncio.gather(*self._work, return_exceptions=True)
@@ -285,7 +306,3 @@ class Targets:
 
     async def _apart(self, work: Coroutine[Any, Any, T]) -> T:
         return await asyncio.shield(self._spawn(work, "step of a target"))
-
-
-async def _ignore_result(work: Coroutine[Any, Any, object]) -> None:
-    await work

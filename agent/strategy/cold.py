@@ -12,7 +12,7 @@ from pathlib import Path
 
 from agent.base.errors import CommandFailed, DumpFailed
 from agent.base.tasks import both
-from agent.checkpoint import criu, logs, proc, segments
+from agent.checkpoint import criu, logs, segments
 from agent.doors.handover import mount_tmpfs, unmount
 from agent.doors.peer_client import PeerClient
 from agent.migration.host import Host
@@ -21,7 +21,6 @@ from agent.migration.subject import Subject
 from protocol.peer import FileHash, SentPart
 
 DUMPS = Path("/run/transship/dump")
-FAILED = Path("/var/lib/transship/failed")
 ROOM_FACTOR = 1.25
 ROOM = 64 << 20
 
@@ -64,33 +63,22 @@ class Cold:
     async def _dump(self, run: Run, subject: Subject, host: Host, finished: asyncio.Event) -> None:
         folder = DUMPS / run.id
         began = time.monotonic()
-        running = await host.shell.start(
-            *criu.dump_command(folder / "root", folder / "images", folder / "work", subject.id), label="dump"
-        )
-        # a crash of this agent leaves the dump going: recovery has to wait for it before it may thaw
-        await run.note_down(dump_pid=running.pid, dump_start=proc.start_time(running.pid))
-        waiting = asyncio.create_task(running.wait(), name="dump")
+        command = criu.dump_command(folder / "root", folder / "images", folder / "work", subject.id)
         try:
-            await asyncio.shield(waiting)
+            # CRIU killed in the middle leaves its parasite in the tasks: whatever happens, its end is waited for. Not
+            # by an agent that crashes: it goes on then, and recovery finds it by its folder.
+            await host.shell.run(*command, label="dump", timeout=host.settings.deadlines.dump, killable=False)
         except CommandFailed as error:
             raise self._failure(run, error) from error
-        finally:
-            # CRIU killed in the middle leaves its parasite in the tasks: whatever has happened, wait for its end
-            if not waiting.done():
-                await asyncio.wait({waiting})
-                waiting.exception()
         run.figures["dump_ms"] = (time.monotonic() - began) * 1000
         finished.set()
 
     def _failure(self, run: Run, error: CommandFailed) -> DumpFailed:
         log = DUMPS / run.id / "work" / "dump.log"
-        kept = FAILED / f"{run.id}-dump.log"
-        if log.exists():
-            kept.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            shutil.copy(log, kept)
+        kept = logs.keep(log, f"{run.id}-dump.log")
         return DumpFailed(
             "CRIU could not dump the container",
-            hint=f"its whole log is at {kept} on {run.record.get('source', 'the source')}",
+            hint=f"its whole log is at {kept} on the source" if kept else "",
             detail=logs.digest(log) or error.detail,
         )
 

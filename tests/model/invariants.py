@@ -1,30 +1,25 @@
-"""What must hold in every state, and where a story may end. handover.md, "Invariants a test can check at every instant"."""
+"""What must hold in every state, and where a story may end: the invariants of handover.md.
 
+What a phase means is asked of the product, whatever rules a search runs.
+"""
+
+from agent.migration import machine
 from agent.migration.machine import ENDS, Role
-from tests.model.rules import Rules
-from tests.model.state import At, Between, Does, Dump, Source, Target, Tasks, Waiting
 from protocol.peer import DecisionKind
 from protocol.status import Phase
+from tests.model.state import At, Between, Does, Dump, Source, Target, Tasks, Waiting
 
 TWICE = "runs on both hosts"
 NO_WAY = "nothing that the agents do from here leads to a good end"
 DISCARDING = frozenset({Does.REMOVE, Does.SWEEP, Does.DISCARDED})
 
 # What is left to a person, and why it has to be
-STRANDED = "a step of the undo has failed: trying it for ever would hide it; it is taken again when the agent starts"
-COPY_GONE = "decided, and the target's copy is gone before it ran, by a reboot or a person's word: nothing is taken back"
+COPY_GONE = "decided, and the target's copy is gone before it ran: what is decided is not taken back but by a person"
 GIVEN_UP = "the same, and a person has given up the source's copy too: it is lost, as they were told; theirs to remove"
 
 
-def broken(rules: Rules, s: Source, t: Target, between: Between) -> str:
-    """Which invariant this state breaks; nothing if none."""
-    if s.runs and t.runs and not between.may_be_two:
-        return TWICE
-    return broken_at_source(rules, s) or broken_at_target(rules, t)
-
-
-def broken_at_source(rules: Rules, s: Source) -> str:
-    if s.runs and s.journal is not None and rules.decision(s.journal) is DecisionKind.COMMIT:
+def broken_at_source(s: Source) -> str:
+    if s.runs and s.journal is not None and machine.decision(s.journal) is DecisionKind.COMMIT:
         return "the source runs its copy, and its journal says commit"
     if s.tasks is Tasks.RUN and s.dump is not Dump.NONE:
         return "the source's tasks run while CRIU dumps them"
@@ -35,8 +30,8 @@ def broken_at_source(rules: Rules, s: Source) -> str:
     return ""
 
 
-def broken_at_target(rules: Rules, t: Target) -> str:
-    if t.runs and (t.journal is None or not rules.may_run(t.journal)):
+def broken_at_target(t: Target) -> str:
+    if t.runs and (t.journal is None or not machine.may_run(t.journal)):
         return f"the target's copy runs, and its journal says {t.journal}"
     if t.journal is Phase.DISCARDED and (t.tasks is not Tasks.GONE or t.locked or t.hand_over or t.slot):
         return f"discarded at the target, and something is left: {left_over(t)}"
@@ -70,8 +65,6 @@ def good_end(s: Source, t: Target, between: Between) -> bool:
 
 def needs_person(s: Source, t: Target, between: Between) -> str:
     """Why this state is left to a person, if it may be."""
-    if s.stranded or (s.journal is Phase.STRANDED and s.at in (At.IDLE, At.DOWN)):
-        return STRANDED
     discarding = between.may_be_lost and (t.waiting is not Waiting.NONE or t.does in DISCARDING)
     if t.released or (t.alive and not discarding):
         return ""

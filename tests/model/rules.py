@@ -24,7 +24,7 @@ class Slip(StrEnum):
     CANCEL_BEFORE_DECIDING = "a cancel is taken after the write of the decision has begun"
     CANCELLED_WRITE_FORGOTTEN = "a cancel during a journal write leaves the run believing in the phase before"
     ABORT_THAWS_FIRST = "a person's abort thaws the source while its journal still says COMMITTED"
-    DUMP_NOT_NOTED = "CRIU is started before the journal knows of it"
+    DUMP_UNSEEN = "a CRIU that a crash has left behind is not seen by the recovery"
     FORGETS_UNCONFIRMED = "an end that the target has not confirmed is pruned"
     NOT_MENDED = "a decision whose write has failed is taken back before the journal says so"
     NOT_STARTED_AFTER_DEATH = "a container that died while its policy was no is not started by the undo"
@@ -42,51 +42,21 @@ class Slip(StrEnum):
 
 
 OPEN: frozenset[Slip] = frozenset()
-
-PROPOSED_MOVES = frozenset(
-    {
-        # its copy was gone before it ran: to be discarded, never settled
-        (Role.TARGET, Phase.RUNNING, Phase.STRANDED),
-    }
-)
-"""Moves that a repair needs, and the product's table does not have yet."""
-
-PROPOSED_RESOLUTIONS: Resolutions = {
-    **machine.RESOLUTIONS,
-    # said first, durably; then taken back; a crash in between takes back
-    (Role.SOURCE, Phase.COMMITTED): {DecisionKind.COMMIT: Phase.RUNNING, DecisionKind.ABORT: Phase.STRANDED},
-    (Role.TARGET, Phase.STRANDED): {DecisionKind.ABORT: Phase.DISCARDED},
-}
-
-
-def move(role: Role, here: Phase, there: Phase, *, resolved: bool = False) -> Phase:
-    """The product's table, with the moves proposed."""
-    if (role, here, there) in PROPOSED_MOVES:
-        return there
-    if resolved and there in PROPOSED_RESOLUTIONS.get((role, here), {}).values():
-        return there
-    return machine.move(role, here, there, resolved=resolved)
-
-
-def answer_to_asking(phase: Phase, answer: DecisionKind) -> Phase | None:
-    """The product's, and proposed: one whose copy is gone discards when its source says abort."""
-    if phase is Phase.STRANDED and answer is DecisionKind.ABORT:
-        return Phase.DISCARDED
-    return machine.answer_to_asking(phase, answer)
+"""What the product does today, each with where. One that is mended there is taken out; the search goes on looking."""
 
 
 @dataclass(frozen=True)
 class Rules:
     """All that decides. By default the product's, with the order of effects as it should be."""
 
-    move: Callable[..., Phase] = move
+    move: Callable[..., Phase] = machine.move
     decision: Callable[[Phase | None], DecisionKind] = machine.decision
     on_restart: Callable[[Role, Phase], OnRestart] = machine.on_restart
     may_cancel: Callable[[Phase], bool] = machine.may_cancel
     may_run: Callable[[Phase], bool] = machine.may_run
     may_expire: Callable[[Phase], bool] = machine.may_expire
-    answer_to_asking: Callable[[Phase, DecisionKind], Phase | None] = answer_to_asking
-    resolutions: Resolutions = field(default_factory=lambda: PROPOSED_RESOLUTIONS)
+    answer_to_asking: Callable[[Phase, DecisionKind], Phase | None] = machine.answer_to_asking
+    resolutions: Resolutions = field(default_factory=lambda: machine.RESOLUTIONS)
     slips: frozenset[Slip] = frozenset()
 
 

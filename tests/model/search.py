@@ -12,12 +12,12 @@ from itertools import chain
 from typing import Generic, NamedTuple, TypeVar
 
 from agent.base.errors import IllegalMove
+from protocol.peer import DecisionKind
 from tests.model import invariants
 from tests.model.rules import Rules
 from tests.model.source import SourceModel
 from tests.model.state import FAULTS, Between, Call, Kind, Source, Step, Target
 from tests.model.target import TargetModel, inert
-from protocol.peer import DecisionKind
 
 H = TypeVar("H", bound=Hashable)
 
@@ -63,7 +63,8 @@ class Found:
 
     def __str__(self) -> str:
         if self.violation:
-            return "\n".join([*(f"{number:3} {line}" for number, line in enumerate(self.trace, 1)), f"=> {self.violation}"])
+            way = [f"{number:3} {line}" for number, line in enumerate(self.trace, 1)]
+            return "\n".join([*way, f"=> {self.violation}"])
         return f"{len(self.states):,} states, {self.transitions:,} transitions"
 
 
@@ -78,7 +79,6 @@ class Search:
     """One search of the model under some rules, with some kinds of faults."""
 
     def __init__(self, rules: Rules, faults: Iterable[Kind] = FAULTS) -> None:
-        self._rules = rules
         self._kinds = {Kind.STEP, *faults}
         self._source = SourceModel(rules, Kind.PERSON in self._kinds)
         self._target = TargetModel(rules, Kind.PERSON in self._kinds)
@@ -101,12 +101,12 @@ class Search:
     def _see_source(self, s: Source) -> None:
         self._known[0].append(self._of_source.of(self._source.said(s)))
         self._runs[0].append(s.runs)
-        self._breaks[0].append(invariants.broken_at_source(self._rules, s))
+        self._breaks[0].append(invariants.broken_at_source(s))
 
     def _see_target(self, t: Target) -> None:
         self._known[1].append(self._of_target.of((t.alive, *inert(t))))
         self._runs[1].append(t.runs)
-        self._breaks[1].append(invariants.broken_at_target(self._rules, t))
+        self._breaks[1].append(invariants.broken_at_target(t))
 
     def state(self, index: int) -> State:
         packed = self.found.states[index]
@@ -169,7 +169,8 @@ class Search:
         """See every state; ends at the first that breaks an invariant, and no way to any such is shorter."""
         found = self.found
         states = found.states
-        states.append(self._sources.of(Source()) << 2 * BITS | self._targets.of(Target()) << BITS | self._betweens.of(Between()))
+        source, target, between = self._sources.of(Source()), self._targets.of(Target()), self._betweens.of(Between())
+        states.append((source << BITS | target) << BITS | between)
         index = {states[0]: 0}
         (froms, tos), (person_froms, person_tos) = self._kept
         for here, packed in enumerate(states):  # it grows while it is walked

@@ -6,11 +6,12 @@ any step, since every step is a state of its own.
 
 from collections.abc import Callable, Iterator
 
-from agent.migration.machine import ENDS, OnRestart, Role
-from tests.model.rules import Broken, Rules, Slip
-from tests.model.state import At, Between, Call, Dump, Kind, Source, Step, Tasks
+from agent.migration.machine import ENDS, Role
 from protocol.peer import DecisionKind
 from protocol.status import Phase
+from tests.model.rules import Rules, Slip
+from tests.model.state import At, Between, Call, Dump, Kind, Source, Step, Tasks
+from tests.model.taking_back import BACK, TakingBack
 
 Steps = Iterator[Step]
 
@@ -25,31 +26,21 @@ UNDO_FROM = {
     At.IMAGES: At.UNDO_IMAGES,
     At.HOLD: At.UNLOCK,
     At.DUMP: At.UNLOCK,
-    At.NOTE_DUMP: At.UNDO_DUMP,
     At.DUMPING: At.UNDO_DUMP,
     At.PREPARE: At.UNLOCK,
     At.PREPARING: At.UNLOCK,
     At.DECIDE: At.UNLOCK,
 }
-TAKING_BACK = frozenset(
-    {At.BACK_DUMP, At.BACK_UNLOCK, At.BACK_THAW, At.BACK_POLICY, At.BACK_START, At.BACK_IMAGES, At.BACK_ENTER}
-)
 FINISHING = frozenset({At.GO, At.GOING, At.KILL, At.REMOVE, At.CLEAN, At.FORGET, At.END})
-UNDOING = {
-    At.UNLOCK: At.THAW,
-    At.THAW: At.UNDO_IMAGES,
-    At.UNDO_IMAGES: At.UNDO_POLICY,
-    At.UNDO_POLICY: At.UNDO_OFFER,
-}
 JOURNAL_DECIDES = frozenset({At.FRESH, At.IDLE, At.TOOK_BACK})
 """Where `Sources.find` has no run."""
 
 
-class SourceModel:
+class SourceModel(TakingBack):
     """Every step that a source can take."""
 
     def __init__(self, rules: Rules, persons: bool) -> None:
-        self._rules = rules
+        super().__init__(rules)
         self._persons = persons
         self._by_line: dict[At, Callable[[Source, Between], Steps]] = {
             At.NEW: self._start,
@@ -64,7 +55,6 @@ class SourceModel:
             At.IMAGES: self._make_images,
             At.HOLD: self._hold,
             At.DUMP: self._dump,
-            At.NOTE_DUMP: self._note_dump,
             At.DUMPING: self._dumping,
             At.PREPARE: self._prepare,
             At.PREPARING: self._preparing,
@@ -108,17 +98,6 @@ class SourceModel:
         if not s.up:
             return None
         return self._rules.decision(s.journal if s.at in JOURNAL_DECIDES else s.memory)
-
-    # --- run.py ---
-
-    def _entered(self, s: Source, there: Phase, at: At, *, resolved: bool = False) -> Source:
-        """run.Run.enter; sources.Sources._changed."""
-        assert s.memory is not None
-        if s.journal is not s.memory:
-            raise Broken(f"the journal says {s.journal}, and the run {s.memory} is to go to {there}")
-        self._rules.move(Role.SOURCE, s.memory, there, resolved=resolved)
-        word = self._rules.decision(there) if there in (Phase.COMMITTED, Phase.ROLLED_BACK) else s.outbox
-        return s._replace(at=at, journal=there, memory=there, outbox=word)
 
     def _enters(self, s: Source, between: Between, there: Phase, at: At) -> Steps:
         yield Step(Kind.STEP, f"enters {there}", self._entered(s, there, at), between)
@@ -173,14 +152,8 @@ class SourceModel:
 
     def _dump(self, s: Source, between: Between) -> Steps:
         """cold.Cold._dump"""
-        if Slip.DUMP_NOT_NOTED in self._rules.slips:
-            yield Step(Kind.STEP, "starts CRIU", s._replace(at=At.NOTE_DUMP, dump=Dump.UNKNOWN), between)
-        else:
-            yield Step(Kind.STEP, "starts CRIU, noted", s._replace(at=At.DUMPING, dump=Dump.NOTED), between)
-
-    def _note_dump(self, s: Source, between: Between) -> Steps:
-        known = Dump.NOTED if s.dump is Dump.UNKNOWN else s.dump
-        yield Step(Kind.STEP, "notes its CRIU", s._replace(at=At.DUMPING, dump=known), between)
+        dump = Dump.UNSEEN if Slip.DUMP_UNSEEN in self._rules.slips else Dump.RUNS
+        yield Step(Kind.STEP, "starts CRIU", s._replace(at=At.DUMPING, dump=dump), between)
 
     def _dumping(self, s: Source, between: Between) -> Steps:
         """Waits, whatever happens; the images and deltas are sent meanwhile."""
@@ -209,7 +182,9 @@ class SourceModel:
             return
         decided = self._entered(s, Phase.COMMITTED, At.GO)
         yield Step(Kind.STEP, "enters committed: decided", decided, between)
-        yield Step(Kind.FAIL, "its write fails, and is on the disk", s._replace(at=At.MEND, journal=Phase.COMMITTED), between)
+        yield Step(
+            Kind.FAIL, "its write fails, and is on the disk", s._replace(at=At.MEND, journal=Phase.COMMITTED), between
+        )
         yield Step(Kind.FAIL, "its write fails, and is not on the disk", s._replace(at=At.MEND), between)
         if Slip.CANCEL_BEFORE_DECIDING in self._rules.slips:
             left = decided._replace(at=At.IDLE, memory=None)
@@ -275,100 +250,16 @@ class SourceModel:
                 yield Step(Kind.CANCEL, "is cancelled", s._replace(at=At.TOOK_BACK), between.hang_up())
             if Slip.GIVES_UP_AFTER_DECISION in self._rules.slips and s.at not in (At.GO, At.GOING):
                 yield Step(Kind.FAIL, f"fails: {s.at}, and leaves it", left, between.hang_up())
-        elif s.at in TAKING_BACK and s.memory is not None:
+        elif s.at in BACK and s.memory is not None:
             left = s._replace(at=At.IDLE, memory=None)
             if Slip.CANCEL_STOPS_TAKING_BACK in self._rules.slips and self._rules.may_cancel(s.memory):
                 yield Step(Kind.CANCEL, "is cancelled while it takes back", left, between)
             if Slip.GIVES_UP_TAKING_BACK in self._rules.slips:
                 yield Step(Kind.FAIL, f"fails: {s.at}, and leaves it", left, between)
 
-    # --- undo.Undo._run: each step is tried once; one that fails does not stop the others ---
-
-    def _undo_dump(self, s: Source, between: Between) -> Steps:
-        """cold.Cold._dump: its `finally` waits for the end of CRIU before the error goes on"""
-        if s.dump is Dump.NONE:
-            yield Step(Kind.STEP, "has waited for CRIU", s._replace(at=At.UNLOCK), between)
-
-    def _undo(self, s: Source, between: Between) -> Steps:
-        after = UNDOING[s.at]
-        undone = _undone(s)._replace(at=after)
-        if s.at is At.UNDO_POLICY and Slip.NOT_STARTED_AFTER_DEATH not in self._rules.slips:
-            undone = undone._replace(tasks=_started(s.tasks))
-        yield Step(Kind.STEP, str(s.at), undone, between)
-        yield Step(Kind.FAIL, f"fails: {s.at}", s._replace(at=after, stranded=True), between)
-
-    def _undo_offer(self, s: Source, between: Between) -> Steps:
-        """leaving.tell_discard: never fails"""
-        yield Step(Kind.STEP, "tells to discard", s._replace(at=At.TOOK_BACK), between.tell(Call.DISCARD))
-        yield Step(Kind.LOSE, "can't tell to discard", s._replace(at=At.TOOK_BACK), between)
-
-    def _took_back(self, s: Source, between: Between) -> Steps:
-        """sources.Sources._took_back"""
-        there = Phase.ROLLED_BACK
-        if s.stranded:
-            there = Phase.STRANDED
-        elif s.memory is Phase.PLANNED:
-            there = Phase.REFUSED
-        if Slip.NOT_MENDED in self._rules.slips:
-            s = s._replace(journal=s.memory)
-        ended = self._entered(s, there, At.IDLE)._replace(memory=None, stranded=False)
-        yield Step(Kind.STEP, f"enters {there}", ended, between)
-        if Slip.GIVES_UP_TAKING_BACK in self._rules.slips:
-            left = s._replace(at=At.IDLE, memory=None, stranded=False)
-            yield Step(Kind.FAIL, f"can't enter {there}, and leaves it", left, between)
-
-    # --- sources.Sources.recover ---
-
-    def _restart(self, s: Source, between: Between) -> Steps:
-        yield Step(Kind.STEP, "is started", s._replace(at=At.FRESH), between)
-
-    def _recover(self, s: Source, between: Between) -> Steps:
-        idle = s._replace(at=At.IDLE)
-        if s.journal is None or s.journal in ENDS[Role.SOURCE]:
-            yield Step(Kind.STEP, "has nothing to take up", idle, between)
-            return
-        found = s._replace(memory=s.journal)
-        what = self._rules.on_restart(Role.SOURCE, s.journal)
-        if not s.noted:
-            there = Phase.REFUSED if s.journal is Phase.PLANNED else Phase.ROLLED_BACK
-            ended = self._entered(found, there, At.IDLE)._replace(memory=None)
-            yield Step(Kind.STEP, f"had not begun: {there}", ended, between)
-        elif what is OnRestart.TAKE_BACK:
-            yield Step(Kind.STEP, f"found {s.journal}: takes back", found._replace(at=At.BACK_DUMP), between)
-        elif what is OnRestart.GO_ON:
-            line = At.GO if s.journal is Phase.COMMITTED else At.KILL
-            goes_on = found._replace(at=line, outbox=self._rules.decision(Phase.COMMITTED))
-            yield Step(Kind.STEP, f"found {s.journal}: goes on", goes_on, between)
-        if s.noted and Slip.ADDRESS_FIRST in self._rules.slips:
-            yield Step(Kind.FAIL, "does not know its peer's address yet: leaves it", idle, between)
-
-    # --- sources.Sources.take_back: what fails is tried again ---
-
-    def _back_dump(self, s: Source, between: Between) -> Steps:
-        """leaving.wait_for_left_behind_dump: of one that the journal knows"""
-        if s.dump is not Dump.NOTED:
-            yield Step(Kind.STEP, "has no CRIU to wait for", s._replace(at=At.BACK_UNLOCK), between)
-
-    def _back(self, s: Source, between: Between) -> Steps:
-        lines = list(self._by_line)
-        after = lines[lines.index(s.at) + 1]
-        yield Step(Kind.STEP, str(s.at), _undone(s)._replace(at=after), between)
-
-    def _back_enter(self, s: Source, between: Between) -> Steps:
-        if s.memory is Phase.COMMITTED:  # Slip.ABORT_THAWS_FIRST
-            s = s._replace(memory=Phase.STRANDED, journal=Phase.STRANDED)
-        yield Step(Kind.STEP, "enters rolled-back", self._entered(s, Phase.ROLLED_BACK, At.BACK_TELL), between)
-
-    def _back_tell(self, s: Source, between: Between) -> Steps:
-        left = s._replace(at=At.IDLE, memory=None)
-        yield Step(Kind.STEP, "tells to discard", left, between.tell(Call.DISCARD))
-        yield Step(Kind.LOSE, "can't tell to discard", left, between)
-
     # --- sources.Sources.resolve ---
 
     def _person(self, s: Source, between: Between, target_alive: bool) -> Steps:
-        if s.at is At.IDLE and s.journal is Phase.STRANDED:
-            yield Step(Kind.PERSON, "its agent is restarted", s._replace(at=At.FRESH, outbox=None), between)
         if s.at not in (At.GO, At.GOING) or s.memory is not Phase.COMMITTED:
             return
         words = self._rules.resolutions[Role.SOURCE, s.memory]
@@ -422,23 +313,3 @@ class SourceModel:
             rebooted = rebooted._replace(tasks=Tasks.RUN if s.policy else Tasks.DEAD)
         if s.at is not At.NEW and rebooted != s:
             yield Step(Kind.REBOOT, "host reboots", rebooted, between.hang_up())
-
-
-def _undone(s: Source) -> Source:
-    """source.release, leaving.put_policy_back, leaving.start_as_docker_would, cold.Cold.release"""
-    match s.at:
-        case At.UNLOCK | At.BACK_UNLOCK:
-            return s._replace(locked=False)
-        case At.THAW | At.BACK_THAW:
-            return s._replace(tasks=Tasks.RUN if s.tasks is Tasks.FROZEN else s.tasks)
-        case At.UNDO_POLICY | At.BACK_POLICY:
-            return s._replace(policy=True)
-        case At.BACK_START:
-            return s._replace(tasks=_started(s.tasks))
-        case _:
-            return s._replace(images=False)
-
-
-def _started(tasks: Tasks) -> Tasks:
-    """leaving.start_as_docker_would"""
-    return Tasks.RUN if tasks is Tasks.DEAD else tasks

@@ -67,7 +67,6 @@ class At(StrEnum):
     IMAGES = "room for the images"
     HOLD = "hold"
     DUMP = "dump"
-    NOTE_DUMP = "note the dump"
     DUMPING = "dumping"
     PREPARE = "prepare"
     PREPARING = "waiting for prepared"
@@ -104,8 +103,8 @@ class Dump(StrEnum):
     """CRIU at the source; it lives on when the agent crashes."""
 
     NONE = "none"
-    UNKNOWN = "runs, and the journal does not know"
-    NOTED = "runs"
+    RUNS = "runs"
+    UNSEEN = "runs, and a recovery does not find it"
 
 
 class Source(NamedTuple):
@@ -155,8 +154,9 @@ class Does(StrEnum):
     UNLOCK = "unlock"
     CONTINUE = "SIGCONT"
     NOTE = "note that it runs"
-    SETTLE = "settle"
-    CLEAR = "settle: clear the hand-over"
+    SETTLE = "settle: clear the hand-over"
+    POLICY = "settle: restart policy"
+    START = "settle: start what has ended"
     END = "enter DONE"
     REMOVE = "discard: the container"
     SWEEP = "discard: the hand-over"

@@ -6,10 +6,10 @@ What the migration's lock serialises is `does`; a request that needs the lock wa
 from collections.abc import Callable, Iterator
 
 from agent.migration.machine import ENDS, OnRestart, Role
-from tests.model.rules import Rules, Slip
-from tests.model.state import Between, Call, Does, Kind, Step, Target, Tasks, Waiting
 from protocol.peer import DecisionKind
 from protocol.status import Phase
+from tests.model.rules import Rules, Slip
+from tests.model.state import Between, Call, Does, Kind, Step, Target, Tasks, Waiting
 
 Steps = Iterator[Step]
 
@@ -53,7 +53,8 @@ class TargetModel:
             Does.CONTINUE: self._continue,
             Does.NOTE: self._note,
             Does.SETTLE: self._settle,
-            Does.CLEAR: self._clear,
+            Does.POLICY: self._set_policy,
+            Does.START: self._start_again,
             Does.END: self._end,
             Does.REMOVE: self._remove,
             Does.SWEEP: self._sweep,
@@ -205,6 +206,8 @@ class TargetModel:
             yield Step(Kind.STEP, "enters running", running, between)
         elif t.released:
             yield Step(Kind.STEP, "runs already", *self._gives_back(t, between, Call.GO, reply=True))
+        elif t.journal is Phase.RUNNING and gone:
+            yield self._fails(self._entered(t, Phase.STRANDED), between, Call.GO, "its copy is gone", Kind.STEP)
         elif t.journal is Phase.RUNNING:
             yield Step(Kind.STEP, "is to be let run", t._replace(does=Does.UNLOCK), between)
         else:
@@ -215,10 +218,8 @@ class TargetModel:
         if t.alive:
             yield Step(Kind.STEP, "unlocks", t._replace(does=Does.CONTINUE, locked=False), between)
             yield self._fails(t, between, Call.GO, "can't unlock")
-            return
-        if Slip.RUNS_UNSEEN not in self._rules.slips:
-            t = self._entered(t, Phase.STRANDED)
-        yield self._fails(t, between, Call.GO, "its copy is gone before it ran", Kind.STEP)
+        else:
+            yield self._fails(t, between, Call.GO, "its copy is gone just now", Kind.STEP)
 
     def _continue(self, t: Target, between: Between) -> Steps:
         yield Step(Kind.STEP, "lets its tasks run", t._replace(does=Does.NOTE, tasks=Tasks.RUN), between)
@@ -238,15 +239,20 @@ class TargetModel:
             yield Step(Kind.STEP, "goes on with letting it run", t._replace(does=Does.GO), between)
 
     def _settle(self, t: Target, between: Between) -> Steps:
-        tasks = t.tasks
-        if t.released and tasks is Tasks.DEAD and Slip.NOT_STARTED_AFTER_REBOOT not in self._rules.slips:
-            tasks = Tasks.RUN  # as dockerd would have, had the policy been set already
-        yield Step(Kind.STEP, "sets the policy", t._replace(does=Does.CLEAR, policy=True, tasks=tasks), between)
+        yield Step(Kind.STEP, "clears the hand-over", t._replace(does=Does.POLICY, hand_over=False), between)
+        yield self._fails(t, between, Call.FORGET, "can't clear the hand-over")
+
+    def _set_policy(self, t: Target, between: Between) -> Steps:
+        yield Step(Kind.STEP, "sets the policy", t._replace(does=Does.START, policy=True), between)
         yield self._fails(t, between, Call.FORGET, "can't set the policy")
 
-    def _clear(self, t: Target, between: Between) -> Steps:
-        yield Step(Kind.STEP, "clears the hand-over", t._replace(does=Does.END, hand_over=False), between)
-        yield self._fails(t, between, Call.FORGET, "can't clear the hand-over")
+    def _start_again(self, t: Target, between: Between) -> Steps:
+        """restarting.start_as_docker_would: its program has ended, or the host, while the policy was `no`"""
+        tasks = t.tasks
+        if tasks is Tasks.DEAD and Slip.NOT_STARTED_AFTER_REBOOT not in self._rules.slips:
+            tasks = Tasks.RUN
+        yield Step(Kind.STEP, "runs as it would by its policy", t._replace(does=Does.END, tasks=tasks), between)
+        yield self._fails(t, between, Call.FORGET, "can't start it")
 
     def _end(self, t: Target, between: Between) -> Steps:
         ended = self._entered(t, Phase.DONE)._replace(does=Does.FREE, slot=False, asked=False, staged=False)

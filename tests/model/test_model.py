@@ -11,12 +11,12 @@ import pytest
 
 from agent.migration import machine
 from agent.migration.machine import OnRestart, Role
+from protocol.peer import DecisionKind
+from protocol.status import Phase
 from tests.model import invariants
 from tests.model.rules import OPEN, Rules, Slip
 from tests.model.search import Found, Search
 from tests.model.state import FAULTS, Kind
-from protocol.peer import DecisionKind
-from protocol.status import Phase
 
 LEAST_STATES = 200_000
 LEAST_WITH_PERSONS = 900_000
@@ -58,7 +58,7 @@ def test_invariants_hold_in_every_state_under_every_fault(capsys: pytest.Capture
         seen, stuck = explore(FAULTS - {Kind.PERSON})
     assert len(seen.states) > LEAST_STATES
     assert seen.transitions > 5 * LEAST_STATES
-    assert {why for why, states in stuck.items() if states} == {invariants.STRANDED, invariants.COPY_GONE}
+    assert {why for why, states in stuck.items() if states} == {invariants.COPY_GONE}
 
 
 def test_invariants_hold_with_what_a_person_may_say_at_any_moment(capsys: pytest.CaptureFixture[str]) -> None:
@@ -70,13 +70,15 @@ def test_invariants_hold_with_what_a_person_may_say_at_any_moment(capsys: pytest
     assert not stuck[""], "a person must be able to end what is left to a person"
 
 
-def test_without_a_lost_copy_or_a_failed_undo_nothing_is_ever_left_to_a_person() -> None:
-    faults = FAULTS - {Kind.PERSON, Kind.REBOOT, Kind.DIE, Kind.FAIL}
+def test_without_a_lost_copy_nothing_is_ever_left_to_a_person() -> None:
+    faults = FAULTS - {Kind.PERSON, Kind.REBOOT, Kind.DIE}
     _, stuck = explore(faults)
     assert not any(stuck.values())
 
 
-@pytest.mark.xfail(condition=bool(OPEN), strict=True, reason=f"open in the product: {', '.join(sorted(OPEN))}")
+@pytest.mark.xfail(
+    condition=bool(OPEN), strict=True, reason=f"open in the product: {', '.join(sorted(which.name for which in OPEN))}"
+)
 def test_the_product_has_none_of_the_slips_that_the_model_finds() -> None:
     assert not OPEN
 
@@ -127,7 +129,7 @@ RULES = [
     rule("runs_on_abort", TWICE, answer_to_asking=hears(ABORT, Phase.RUNNING)),
     rule("discards_on_commit", NO_WAY, answer_to_asking=hears(COMMIT, Phase.DISCARDED)),
     rule("unknown_is_commit", TWICE, Kind.PRUNE, decision=decides(None, COMMIT)),
-    rule("prepared_is_commit", SAYS_COMMIT, FAIL, decision=decides(PREPARED, COMMIT)),
+    rule("prepared_is_commit", TWICE, FAIL, decision=decides(PREPARED, COMMIT)),
     rule("committed_is_abort", NO_WAY, decision=decides(COMMITTED, ABORT)),
     rule("expires_prepared", NO_WAY, may_expire=lambda phase: phase is PREPARED or machine.may_expire(phase)),
     rule("never_expires", NO_WAY, Kind.LOSE, may_expire=lambda _: False),
@@ -147,7 +149,7 @@ SLIPS = [
     slip(Slip.CANCEL_BEFORE_DECIDING, NO_WAY, CANCEL),
     slip(Slip.CANCELLED_WRITE_FORGOTTEN, "the journal says reserved, and the run planned", CANCEL),
     slip(Slip.ABORT_THAWS_FIRST, SAYS_COMMIT, PERSON),
-    slip(Slip.DUMP_NOT_NOTED, "while CRIU dumps them", CRASH),
+    slip(Slip.DUMP_UNSEEN, "while CRIU dumps them", CRASH),
     slip(Slip.FORGETS_UNCONFIRMED, NO_WAY, PERSON, Kind.PRUNE),
     slip(Slip.NOT_MENDED, SAYS_COMMIT, FAIL),
     slip(Slip.NOT_STARTED_AFTER_DEATH, NOT_AS_IT_SHOULD, Kind.DIE),

@@ -53,7 +53,7 @@ def test_any_other_move_raises_and_changes_nothing() -> None:
     for role, here, there in ILLEGAL:
         with pytest.raises(IllegalMove, match=f"{role}: {here} -> {there}"):
             machine.move(role, here, there)
-    assert (MOVES, RESOLUTIONS, ENDS, FIRST) == before
+    assert before == (MOVES, RESOLUTIONS, ENDS, FIRST)
 
 
 def test_a_persons_word_allows_its_own_moves_and_no_others() -> None:
@@ -160,7 +160,7 @@ def test_a_restarted_agent_goes_on_with_what_is_decided_and_takes_back_what_is_n
     elif role is Role.SOURCE:
         decided = machine.decision(phase) is DecisionKind.COMMIT
         assert what is (OnRestart.GO_ON if decided else OnRestart.TAKE_BACK)
-    elif phase is Phase.PREPARED:
+    elif not machine.may_expire(phase) and not machine.may_run(phase):
         assert what is OnRestart.ASK
     else:
         assert what is (OnRestart.GO_ON if machine.may_run(phase) else OnRestart.TAKE_BACK)
