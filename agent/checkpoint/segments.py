@@ -8,7 +8,7 @@ import asyncio
 import os
 import re
 import tarfile
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 
 from agent.base.errors import CorruptPart
@@ -47,7 +47,7 @@ def segments_of(path: Path, name: str, start: int, end: int) -> Iterator[bytes]:
         os.close(fd)
 
 
-async def follow(folder: Path, finished: asyncio.Event, sent: Callable[[str, int], None]) -> AsyncIterator[bytes]:
+async def follow(folder: Path, finished: asyncio.Event) -> AsyncIterator[bytes]:
     """Everything in `folder` as a tarball of segments, begun while the files still grow; ends after `finished`.
 
     What was sent of a growing file is punched out of it, so that the source does not hold the memory twice.
@@ -57,28 +57,25 @@ async def follow(folder: Path, finished: asyncio.Event, sent: Callable[[str, int
         moved = False
         for path in sorted(folder.iterdir()):
             if GROWING.fullmatch(path.name):
-                async for chunk in _grown(path, offsets, sent, least=SEGMENT):
+                async for chunk in _grown(path, offsets, least=SEGMENT):
                     moved = True
                     yield chunk
         if not moved:
             await asyncio.sleep(LOOK_AGAIN_SECONDS)
     for path in sorted(folder.iterdir(), key=lambda path: (bool(GROWING.fullmatch(path.name)), path.name)):
         if path.is_file():
-            async for chunk in _grown(path, offsets, sent, least=1):
+            async for chunk in _grown(path, offsets, least=1):
                 yield chunk
     yield END
 
 
-async def _grown(
-    path: Path, offsets: dict[str, int], sent: Callable[[str, int], None], *, least: int
-) -> AsyncIterator[bytes]:
+async def _grown(path: Path, offsets: dict[str, int], *, least: int) -> AsyncIterator[bytes]:
     start = offsets.get(path.name, 0)
     end = path.stat().st_size
     if end - start < least:
         return
     for chunk in segments_of(path, path.name, start, end):
         yield chunk
-    sent(path.name, end - start)
     offsets[path.name] = end
     if GROWING.fullmatch(path.name):
         await asyncio.to_thread(_punch, path, start, end - start)

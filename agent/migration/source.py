@@ -43,19 +43,16 @@ async def migrate(run: Run, subject: Subject, host: Host, peer: PeerClient, stra
         await peer.stage(run.id)  # dockerd's and the runtime's work there is done; the runtime waits
         await run.enter(Phase.COPYING)
         await passes.first()
-        undo.first("remove the images", strategy.release, run, host)
-        await strategy.copy_while_running(run, subject, host, peer)
+        undo.first("remove the images", strategy.release, host.shell, run.id)
+        memory = subject.memory(run, host, peer)
+        await strategy.copy_while_running(memory)
 
         undo.first("thaw and unlock the container", release, host, subject)
         tasks = await hold(run, subject, host)  # the blackout starts
         await run.enter(Phase.FROZEN)
         async with within(host.settings.deadlines.dump, "dump and transfer", leaving.SLOW_HINT):
-            (memory, images), files = await both(strategy.dump_and_send(run, subject, host, peer), passes.delta())
-        manifest = Manifest(
-            parts=(memory, *files),
-            images=images,
-            tasks=len(tasks),
-        )
+            (dump, images), files = await both(strategy.dump_and_send(memory), passes.delta())
+        manifest = Manifest(parts=(dump, *files), images=images, tasks=len(tasks))
         prepared = await peer.prepare(run.id, manifest)  # restored there, stopped, locked, proved
         run.figures["restore_ms"] = prepared.restore_ms
         await run.enter(Phase.PREPARED)
@@ -74,7 +71,7 @@ async def finish(run: Run, subject: Subject, host: Host, peer: PeerClient, strat
         run.notes += [note for note in running.notes if note not in run.notes]
         await run.enter(Phase.RUNNING)
     await leaving.end_copy(host, run, subject)
-    await strategy.release(run, host)
+    await strategy.release(host.shell, run.id)
     await leaving.tell_forget(peer, run)
     await run.enter(Phase.DONE)
 

@@ -335,7 +335,7 @@ class Sources:
         await leaving.wait_for_left_behind_dump(run)
         await source.release(self._host, subject)
         await leaving.put_policy_back(self._host, run, subject)
-        await Cold().release(run, self._host)
+        await Cold().release(self._host.shell, run.id)
         await run.enter(Phase.ROLLED_BACK)
         await leaving.tell_discard(peer, run)
 

@@ -5,8 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from agent.checkpoint.criu import CriuOptions
 from agent.checkpoint.freezer import Cgroup
+from agent.doors.peer_client import PeerClient
+from agent.migration.host import Host
+from agent.migration.run import Run
 from agent.prework.tree import Source
+from agent.strategy import Memory
 from protocol.commands import SourcePolicy
 from protocol.peer import Offer
 
@@ -39,6 +44,19 @@ class Subject:
     """Paths under an inotify watch; CRIU finds them only if told."""
     notes: tuple[str, ...] = ()
     """What will not be exactly as before, each a sentence."""
+
+    def memory(self, run: Run, host: Host, peer: PeerClient) -> Memory:
+        """What a strategy needs of it all."""
+        return Memory(
+            migration=run.id,
+            container_id=self.id,
+            resident_bytes=self.memory_bytes,
+            options=CriuOptions(tcp=self.offer.tcp, watched=self.watched),
+            dump_seconds=host.settings.deadlines.dump,
+            shell=host.shell,
+            peer=peer,
+            progress=run,
+        )
 
     def to_record(self) -> dict[str, Any]:
         """What a restarted agent needs of it, for the journal."""

@@ -1,12 +1,37 @@
 """How memory gets across, one module a strategy. A strategy sends; it does not freeze, decide or undo."""
 
+from dataclasses import dataclass
 from typing import Protocol
 
+from agent.base.shell import Shell
+from agent.checkpoint.criu import CriuOptions
 from agent.doors.peer_client import PeerClient
-from agent.migration.host import Host
-from agent.migration.run import Run
-from agent.migration.subject import Subject
 from protocol.peer import FileHash, SentPart
+
+
+class Progress(Protocol):
+    """Who is told how the sending goes, and notes the figures: a migration's run."""
+
+    @property
+    def figures(self) -> dict[str, float]: ...
+    def sending(self, part: str) -> None: ...
+    def sent(self, count: int) -> None: ...
+    def part_done(self, name: str, size: int, began: float, *, frozen: bool) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """A container's memory, about to go to a peer."""
+
+    migration: str
+    container_id: str
+    resident_bytes: int
+    options: CriuOptions
+    dump_seconds: float
+    """The deadline of the dump."""
+    shell: Shell
+    peer: PeerClient
+    progress: Progress
 
 
 class Strategy(Protocol):
@@ -14,12 +39,10 @@ class Strategy(Protocol):
 
     name: str
 
-    async def copy_while_running(self, run: Run, subject: Subject, host: Host, peer: PeerClient) -> None:
-        """Whatever can be sent before the freeze."""
+    async def copy_while_running(self, memory: Memory) -> None:
+        """Whatever can be sent, or made ready, before the freeze."""
 
-    async def dump_and_send(
-        self, run: Run, subject: Subject, host: Host, peer: PeerClient
-    ) -> tuple[SentPart, tuple[FileHash, ...]]:
+    async def dump_and_send(self, memory: Memory) -> tuple[SentPart, tuple[FileHash, ...]]:
         """The container is frozen: dump it and send the images; what they are, for the manifest.
 
         Raises:
@@ -28,5 +51,5 @@ class Strategy(Protocol):
 
         """
 
-    async def release(self, run: Run, host: Host) -> None:
+    async def release(self, shell: Shell, migration: str) -> None:
         """Make sure that no image, mount or process of this migration is left on the source."""

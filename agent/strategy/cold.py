@@ -11,13 +11,11 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 from agent.base.errors import CommandFailed, DumpFailed
+from agent.base.shell import Shell
 from agent.base.tasks import both
 from agent.checkpoint import criu, logs, segments
 from agent.doors.handover import mount_tmpfs, unmount
-from agent.doors.peer_client import PeerClient
-from agent.migration.host import Host
-from agent.migration.run import Run
-from agent.migration.subject import Subject
+from agent.strategy import Memory, Progress
 from protocol.peer import FileHash, SentPart
 
 DUMPS = Path("/run/transship/dump")
@@ -30,59 +28,56 @@ class Cold:
 
     name = "cold"
 
-    async def copy_while_running(self, run: Run, subject: Subject, host: Host, peer: PeerClient) -> None:
+    async def copy_while_running(self, memory: Memory) -> None:
         """Only the place for the images, so that the freeze waits for nothing but the dump."""
-        folder = DUMPS / run.id
+        folder = DUMPS / memory.migration
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         DUMPS.chmod(0o700)
         (folder / "work").mkdir(exist_ok=True, mode=0o700)
-        await mount_tmpfs(host.shell, folder / "images", int(subject.memory_bytes * ROOM_FACTOR) + ROOM)
-        options = criu.CriuOptions(tcp=subject.offer.tcp, watched=subject.watched)
-        (folder / "criu.conf").write_text(options.for_dump())
-        criu.make_shadow_root(subject.id, folder / "criu.conf", folder / "root")
+        await mount_tmpfs(memory.shell, folder / "images", int(memory.resident_bytes * ROOM_FACTOR) + ROOM)
+        (folder / "criu.conf").write_text(memory.options.for_dump())
+        criu.make_shadow_root(memory.container_id, folder / "criu.conf", folder / "root")
 
-    async def dump_and_send(
-        self, run: Run, subject: Subject, host: Host, peer: PeerClient
-    ) -> tuple[SentPart, tuple[FileHash, ...]]:
-        images = DUMPS / run.id / "images"
+    async def dump_and_send(self, memory: Memory) -> tuple[SentPart, tuple[FileHash, ...]]:
+        images = DUMPS / memory.migration / "images"
         finished = asyncio.Event()
-        stream = self._counted(run, segments.follow(images, finished, lambda name, count: None))
+        stream = self._counted(memory.progress, segments.follow(images, finished))
         began = time.monotonic()
-        part, _ = await both(peer.send_images(run.id, stream), self._dump(run, subject, host, finished))
-        run.part_done(part.name, part.bytes, began, frozen=True)
+        part, _ = await both(memory.peer.send_images(memory.migration, stream), self._dump(memory, finished))
+        memory.progress.part_done(part.name, part.bytes, began, frozen=True)
         return part, tuple(
             FileHash(name=path.name, size=path.stat().st_size) for path in sorted(images.iterdir()) if path.is_file()
         )
 
-    async def _counted(self, run: Run, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-        run.sending("images")
+    async def _counted(self, progress: Progress, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        progress.sending("images")
         async for chunk in chunks:
             yield chunk
-            run.sent(len(chunk))
+            progress.sent(len(chunk))
 
-    async def _dump(self, run: Run, subject: Subject, host: Host, finished: asyncio.Event) -> None:
-        folder = DUMPS / run.id
+    async def _dump(self, memory: Memory, finished: asyncio.Event) -> None:
+        folder = DUMPS / memory.migration
         began = time.monotonic()
-        command = criu.dump_command(folder / "root", folder / "images", folder / "work", subject.id)
+        command = criu.dump_command(folder / "root", folder / "images", folder / "work", memory.container_id)
         try:
             # CRIU killed in the middle leaves its parasite in the tasks: whatever happens, its end is waited for. Not
             # by an agent that crashes: it goes on then, and recovery finds it by its folder.
-            await host.shell.run(*command, label="dump", timeout=host.settings.deadlines.dump, killable=False)
+            await memory.shell.run(*command, label="dump", timeout=memory.dump_seconds, killable=False)
         except CommandFailed as error:
-            raise self._failure(run, error) from error
-        run.figures["dump_ms"] = (time.monotonic() - began) * 1000
+            raise self._failure(memory.migration, error) from error
+        memory.progress.figures["dump_ms"] = (time.monotonic() - began) * 1000
         finished.set()
 
-    def _failure(self, run: Run, error: CommandFailed) -> DumpFailed:
-        log = DUMPS / run.id / "work" / "dump.log"
-        kept = logs.keep(log, f"{run.id}-dump.log")
+    def _failure(self, migration: str, error: CommandFailed) -> DumpFailed:
+        log = DUMPS / migration / "work" / "dump.log"
+        kept = logs.keep(log, f"{migration}-dump.log")
         return DumpFailed(
             "CRIU could not dump the container",
             hint=f"its whole log is at {kept} on the source" if kept else "",
             detail=logs.digest(log) or error.detail,
         )
 
-    async def release(self, run: Run, host: Host) -> None:
-        folder = DUMPS / run.id
-        await unmount(host.shell, folder / "images")
+    async def release(self, shell: Shell, migration: str) -> None:
+        folder = DUMPS / migration
+        await unmount(shell, folder / "images")
         await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
