@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from agent.base.config import Deadlines, PeerLink
 from agent.base.errors import Refused, TransferFailed, from_wire
+from agent.base.tasks import all_of
 from agent.doors.tls import client_context, watch_for_death
 from protocol.base import WireModel
 from protocol.errors import ErrorCode, ErrorInfo
@@ -24,6 +25,9 @@ from protocol.peer import Answer, Created, Decision, Manifest, Offer, Prepared, 
 wire = logging.getLogger("agent.wire")
 
 M = TypeVar("M", bound=WireModel)
+
+PARALLEL = 4
+"""Streams at once while the container is frozen: images, writable layer, log, and mostly one volume."""
 
 
 class PeerClient:
@@ -59,6 +63,10 @@ class PeerClient:
 
     async def send_layers(self, migration: str, chunks: AsyncIterator[bytes]) -> SentPart:
         return await self._send(migration, "/layers", "layers", chunks)
+
+    async def warm_up(self, migration: str) -> None:
+        """Open as many connections as the blackout will use at once: a TLS handshake there would cost its time."""
+        await all_of([self.alive(migration) for _ in range(PARALLEL)])
 
     async def create(self, migration: str) -> Created:
         return await self._ask(Created, "POST", migration, "/create", None, self._deadlines.stage)

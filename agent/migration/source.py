@@ -46,6 +46,7 @@ async def migrate(run: Run, subject: Subject, host: Host, peer: PeerClient, stra
         undo.first("remove the images", strategy.release, host.shell, run.id)
         memory = subject.memory(run, host, peer)
         await strategy.copy_while_running(memory)
+        await peer.warm_up(run.id)
 
         undo.first("thaw and unlock the container", release, host, subject)
         tasks = await hold(run, subject, host)  # the blackout starts

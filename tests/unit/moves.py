@@ -285,6 +285,9 @@ class FakePeer(Faults):
         await self._asked("go")
         return Running(phases=())
 
+    async def warm_up(self, migration: str) -> None:
+        """Connections are not its business."""
+
     async def alive(self, migration: str) -> None:
         await self._asked("alive")
 
