@@ -21,6 +21,8 @@ from agent.network import identity, lock
 from agent.prework.ids import IdMap, IdRange
 from agent.runtime import handover
 
+ROOT = "criu-root"
+"""What runc calls the root file system that it binds for CRIU."""
 MOST_PRINTED = 64 << 20
 """On the tmpfs, beside the images."""
 
@@ -232,8 +234,31 @@ class HandOver:
         self._open.clear()
         with contextlib.suppress(FileNotFoundError):
             (self.path / handover.PLAN).unlink()
-        await unmount(self._shell, self.images)
+        await self.unmount_all()
         await asyncio.to_thread(shutil.rmtree, self.path, ignore_errors=True)
+
+    async def unmount_all(self, *, killed: bool = False) -> None:
+        """Make sure that nothing is mounted here; nor what runc has left mounted where it was killed.
+
+        CRIU mounts its view of all cgroups in its work folder: nobody may delete through that. runc mounts the root
+        file system in its own folder of the container: while it is there, containerd can't delete that.
+
+        Raises:
+            StepFailed: something is still mounted.
+
+        """
+        for path in self._mounted(killed):
+            # it may be gone by now: CRIU cleans up too, when the tasks run
+            await self._shell.run("umount", "--lazy", str(path), label="umount", check=False)
+        if left := self._mounted(killed):
+            raise StepFailed(f"{left[0]} can't be unmounted")
+
+    def _mounted(self, killed: bool) -> list[Path]:
+        """The outermost mounts; those below them go with them."""
+        mounts = [Path(line.split()[1]) for line in Path("/proc/self/mounts").read_text().splitlines()]
+        theirs = (self.path.name, ROOT)
+        ours = [each for each in mounts if each.is_relative_to(self.path) or (killed and each.parts[-2:] == theirs)]
+        return [each for each in ours if not any(each != other and each.is_relative_to(other) for other in ours)]
 
 
 def _ranges(mappings: list[dict[str, int]]) -> tuple[IdRange, ...]:

@@ -263,17 +263,18 @@ class Target:
         if not hand_over.path.exists():
             return
         hand_over.say("discard")
-        if self._start is not None:
-            await asyncio.wait({self._start}, timeout=self._host.settings.deadlines.docker)
-            if self._start.done() and not self._start.cancelled():
-                self._start.exception()  # it failed, as it should
         result = await hand_over.outcome(self._host.settings.deadlines.docker)
         if result is not None and result.pid:
             # runc first: it would reap the container's first process, and containerd would never hear of its end
             with contextlib.suppress(ProcessLookupError):
                 os.kill(result.runc, signal.SIGKILL)
+            await hand_over.unmount_all(killed=True)  # before containerd hears of the end, and deletes runc's folder
             with contextlib.suppress(ContainerGone):
                 await freezer.kill_frozen(freezer.cgroup_of(result.pid))
+        if self._start is not None:  # not before: a dockerd that could not start it waits for the end of what is held
+            await asyncio.wait({self._start}, timeout=self._host.settings.deadlines.docker)
+            if self._start.done() and not self._start.cancelled():
+                self._start.exception()  # it failed, as it should
 
     def _hand_over_again(self) -> HandOver:
         """The hand-over folder; after a restart of the agent, the one that an earlier one made."""

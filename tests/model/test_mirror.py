@@ -84,7 +84,7 @@ ORDER: list[tuple[Callable[..., Any], str]] = [
     (Target.settle, "_clear_hand_over set_back start_as_docker_would"),
     (Target.forget, "go settle enter(Phase.DONE)"),
     (Target.discard, "_end_copy remove _clear_hand_over take_back enter(Phase.DISCARDED)"),
-    (Target._end_copy, "say kill kill_frozen"),
+    (Target._end_copy, "say kill unmount_all kill_frozen"),
 ]
 
 EFFECTS = frozenset(name for _, order in ORDER for name in re.findall(r"(\w+)(?:\([^)]*\))?", order))
