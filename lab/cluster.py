@@ -1,4 +1,4 @@
-"""A lab with an agent on each host, and a controller for it: what the demo, the end-to-end tests and the bench stand on."""
+"""A lab with an agent on each host, and a controller for it: what demo, end-to-end tests and bench stand on."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence

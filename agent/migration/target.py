@@ -4,7 +4,7 @@
                                                           `-> discard, from anywhere before go
 
 Every method is asked for by the source over the peer link, one at a time (targets.py sees to that). The copy never
-runs unasked: `go` is the only place with a SIGCONT in it.
+runs unasked: `go` is the only place that releases it.
 """
 
 import asyncio
@@ -40,6 +40,8 @@ IMAGE_ROOM = 64 << 20
 """Beside the memory itself: CRIU's other images, and what the container allocates until it is frozen."""
 IMAGE_FACTOR = 1.25
 STREAM_END_SECONDS = 10.0
+START_SECONDS = 10.0
+"""For dockerd to attach the network to what is restored; it takes well under a second."""
 RESUME_LOOK_SECONDS = 0.001
 
 
@@ -173,8 +175,7 @@ class Target:
             self._hand_over.give_images_to(self._staged.ids)
         self._hand_over.say("restore")
         await self._restored()
-        assert self._start is not None
-        await self._start  # dockerd has the container now, whatever becomes of this agent
+        await self._taken_over()
         result = self._hand_over.result()
         self._prove(manifest, result)
         await freezer.freeze(freezer.cgroup_of(result.pid), self._host.settings.deadlines.freeze)
@@ -186,6 +187,14 @@ class Target:
             restore_ms=round((result.ended - result.began) * 1000, 3),
             phases=tuple(self.run.phases),
         )
+
+    async def _taken_over(self) -> None:
+        """From here on dockerd has the container, whatever becomes of this agent."""
+        assert self._start is not None
+        await asyncio.wait({self._start}, timeout=START_SECONDS)
+        if not self._start.done():  # it has failed (a port is taken, say), and waits for the end of what is held
+            await self._end_copy(self._hand_over_again())
+        await self._start
 
     async def go(self) -> Running:
         """The source has decided: unlock, announce, let the tasks run. Safe to repeat."""
