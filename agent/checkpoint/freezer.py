@@ -50,9 +50,10 @@ def cgroup_of(pid: int) -> Cgroup:
     """The freezer's cgroup of a process.
 
     Raises:
-        ContainerGone: there is no such process.
+        ContainerGone: there is no such process; or it is dead, for then the kernel says the root, which is everybody's.
 
     """
+    dead = ContainerGone(f"process {pid} is in no cgroup of a container")
     try:
         lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
     except OSError:
@@ -61,9 +62,13 @@ def cgroup_of(pid: int) -> Cgroup:
     for line in lines:
         _, controllers, path = line.split(":", 2)
         if controllers == "freezer" and (CGROUP_ROOT / "freezer").is_dir():  # a kernel may have both, a host only v2
+            if path == "/":
+                raise dead
             return Cgroup(CGROUP_ROOT / "freezer" / path.lstrip("/"), 1)
         if not controllers:
             unified = path
+    if unified in ("", "/"):
+        raise dead
     return Cgroup(CGROUP_ROOT / unified.lstrip("/"), 2)
 
 

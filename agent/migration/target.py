@@ -10,21 +10,19 @@ runs unasked: `go` is the only place that releases it.
 import asyncio
 import contextlib
 import logging
-import os
-import signal
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from agent.base.errors import Cancelled, ContainerGone, CorruptPart, Refused, RestoreFailed, StepFailed, Stranded
+from agent.base.errors import Cancelled, CorruptPart, Refused, RestoreFailed, StepFailed, Stranded
 from agent.base.tasks import both
 from agent.checkpoint import freezer, logs, proc
 from agent.checkpoint.criu import CriuOptions
 from agent.checkpoint.segments import SegmentWriter
 from agent.doors.handover import HandOver, RestoreResult, StagedInfo
 from agent.doors.peer_server import Stream
-from agent.migration import belongings, restarting
+from agent.migration import belongings, held, restarting
 from agent.migration.host import Host
 from agent.migration.run import Run
 from agent.network import identity, lock
@@ -274,12 +272,7 @@ class Target:
         hand_over.say("discard")
         result = await hand_over.outcome(self._host.settings.deadlines.docker)
         if result is not None and result.pid:
-            # runc first: it would reap the container's first process, and containerd would never hear of its end
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(result.runc, signal.SIGKILL)
-            await hand_over.unmount_all(killed=True)  # before containerd hears of the end, and deletes runc's folder
-            with contextlib.suppress(ContainerGone):
-                await freezer.kill_frozen(freezer.cgroup_of(result.pid))
+            await held.end(hand_over, result)
         if self._start is not None:  # not before: a dockerd that could not start it waits for the end of what is held
             await asyncio.wait({self._start}, timeout=self._host.settings.deadlines.docker)
             if self._start.done() and not self._start.cancelled():

@@ -12,6 +12,7 @@ import pytest
 from lab.cluster import Cluster
 from lab.host import Host
 from protocol.commands import ReplyKind
+from protocol.errors import Consequence, ErrorCode
 from tests.e2e.support import clean, until
 
 LOADS = Path(__file__).with_name("loads.py")
@@ -116,6 +117,22 @@ async def test_postgresql_keeps_every_row_and_the_session(outside: Cluster) -> N
     finally:
         client.docker("rm", "--force", "psql", check=False)
         remove(outside, name)
+
+
+async def test_an_address_that_is_taken_on_the_target_is_refused(outside: Cluster) -> None:
+    run(outside["u26"], "mine", "sleep", "1000")
+    run(outside["u28"], "theirs", "sleep", "1000")
+    try:
+        before = outside["u26"].docker("inspect", "-f", "{{.State.Pid}}", "mine")
+        reply = await outside.migrate("mine", "u26", "u28")
+        assert reply.error is not None
+        assert reply.error.code is ErrorCode.ADDRESS_TAKEN, reply.error
+        assert reply.error.consequence is Consequence.UNTOUCHED
+        assert outside["u26"].docker("inspect", "-f", "{{.State.Pid}} {{.State.Status}}", "mine") == f"{before} running"
+        await clean(outside, "u26", "u28")
+    finally:
+        remove(outside, "mine")
+        remove(outside, "theirs")
 
 
 def remove(cluster: Cluster, name: str) -> None:

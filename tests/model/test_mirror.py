@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from agent.migration import leaving, restarting, source
+from agent.migration import held, leaving, restarting, source
 from agent.migration.run import Run
 from agent.migration.sources import Sources
 from agent.migration.target import Target
@@ -84,7 +84,8 @@ ORDER: list[tuple[Callable[..., Any], str]] = [
     (Target.settle, "_clear_hand_over set_back start_as_docker_would"),
     (Target.forget, "go settle enter(Phase.DONE)"),
     (Target.discard, "_end_copy remove _clear_hand_over take_back enter(Phase.DISCARDED)"),
-    (Target._end_copy, "say kill unmount_all kill_frozen"),
+    (Target._end_copy, "say end"),
+    (held.end, "criu_in kill unmount_all kill_frozen"),
 ]
 
 EFFECTS = frozenset(name for _, order in ORDER for name in re.findall(r"(\w+)(?:\([^)]*\))?", order))

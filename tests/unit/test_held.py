@@ -1,0 +1,57 @@
+"""What may be killed: a copy that is held, and nothing that the kernel names when the copy is dead already."""
+
+from pathlib import Path
+
+import pytest
+
+from agent.base.errors import ContainerGone
+from agent.checkpoint import freezer
+from agent.checkpoint.freezer import Cgroup
+from agent.migration import held
+
+COPY = "c" * 64
+OF = {
+    1: Cgroup(Path(f"/sys/fs/cgroup/freezer/docker/{COPY}"), 1),
+    2: Cgroup(Path(f"/sys/fs/cgroup/system.slice/docker-{COPY}.scope"), 2),
+    3: Cgroup(Path("/sys/fs/cgroup/system.slice/containerd.service"), 2),
+}
+
+
+@pytest.fixture(autouse=True)
+def _kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    def cgroup_of(pid: int) -> Cgroup:
+        if pid not in OF:
+            raise ContainerGone(f"process {pid} is gone")
+        return OF[pid]
+
+    monkeypatch.setattr(freezer, "cgroup_of", cgroup_of)
+
+
+@pytest.mark.parametrize(
+    ("pids", "found"),
+    [([1], 1), ([2], 2), ([4, 3, 2], 2), ([3], None), ([4], None), ([], None)],
+    ids=["v1", "v2-systemd", "dead-but-for-criu", "runc-alone", "dead", "nobody"],
+)
+def test_only_a_cgroup_with_the_containers_own_name_is_ended(pids: list[int], found: int | None) -> None:
+    assert held._cgroup(COPY, pids) == (OF[found] if found else None)
+
+
+def _process(folder: Path, cgroup: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "cgroup").write_text(cgroup)
+    read = Path.read_text
+    monkeypatch.setattr(Path, "read_text", lambda path: read(folder / "cgroup" if path.name == "cgroup" else path))
+
+
+@pytest.mark.parametrize("said", ["0::/\n", "7:freezer:/\n0::/\n", ""], ids=["v2", "v1", "nothing"])
+def test_the_root_is_nobodys_cgroup(tmp_path: Path, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a process that is dead and not reaped yet cgroup v1 says the root: the whole host."""
+    monkeypatch.undo()
+    _process(tmp_path, said, monkeypatch)
+    with pytest.raises(ContainerGone):
+        freezer.cgroup_of(1)
+
+
+def test_a_containers_cgroup_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    _process(tmp_path, f"0::/docker/{COPY}\n", monkeypatch)
+    assert freezer.cgroup_of(1) == Cgroup(freezer.CGROUP_ROOT / "docker" / COPY, 2)
