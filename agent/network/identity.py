@@ -41,7 +41,7 @@ def stand_in(addresses: Sequence[str]) -> str:
     lines = ["link set lo up"]
     for text in addresses:
         ip = ip_interface(text).ip
-        lines.append(f"addr add {ip}/{ip.max_prefixlen} dev lo{' nodad' if ip.version == 6 else ''}")
+        lines.append(f"addr add {ip}/{ip.max_prefixlen} dev lo{' nodad noprefixroute' if ip.version == 6 else ''}")
     for family in sorted({ip_interface(text).version for text in addresses}):
         lines.append(f"route add {DEFAULT[family]} dev lo metric {METRIC}")
     return "\n".join(lines) + "\n"
