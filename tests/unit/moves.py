@@ -119,9 +119,12 @@ class Faults:
         self._gates: dict[str, tuple[asyncio.Event, asyncio.Event]] = {}
         self._reached: list[tuple[Callable[[], bool], asyncio.Event]] = []
 
-    async def call(self, name: str, error: Callable[[], Exception]) -> None:
+    def note(self, name: str) -> None:
         self.calls.append(name)
         self._look()
+
+    async def call(self, name: str, error: Callable[[], Exception]) -> None:
+        self.note(name)
         if self.failing[name] > 0:
             self.failing[name] -= 1
             raise error()

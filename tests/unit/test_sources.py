@@ -36,6 +36,7 @@ from tests.unit.moves import (
     FakeShell,
     FakeStrategy,
     FakeWatching,
+    Faults,
 )
 
 COMMITTED, STRANDED, ROLLED_BACK, DONE = Phase.COMMITTED, Phase.STRANDED, Phase.ROLLED_BACK, Phase.DONE
@@ -447,21 +448,33 @@ async def test_the_target_hears_that_its_source_is_alive_while_nothing_is_decide
 
 @pytest.mark.parametrize("named", [True, False], ids=["on-its-command-line", "where-it-stands"])
 async def test_recovery_thaws_when_the_dump_left_behind_has_ended(
-    world: World, tmp_path: Path, named: bool, caplog: pytest.LogCaptureFixture
+    world: World, tmp_path: Path, named: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    looks, criu_in = Faults(), proc.criu_in
+
+    def look(folder: Path) -> list[int]:
+        looks.note("look")
+        return criu_in(folder)
+
+    monkeypatch.setattr(proc, "criu_in", look)
     criu = tmp_path / ("runc" if named else "criu")
-    shutil.copy("/bin/sleep", criu)
+    shutil.copy("/bin/cat", criu)
     images = tmp_path / ID / "images"
     images.mkdir(parents=True)
     called = f"runc checkpoint --image-path {images}" if named else "criu swrk"
-    with started([called, "600"], executable=criu, cwd=None if named else tmp_path / ID) as dumping:
-        assert proc.criu_in(tmp_path / ID) == [dumping.pid]
-        assert proc.criu_in(tmp_path / "m-another") == []
+    how: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with started([called], executable=criu, cwd=None if named else tmp_path / ID, **how) as dumping:
+        assert dumping.stdin is not None
+        assert dumping.stdout is not None
+        dumping.stdin.write(b"!")
+        dumping.stdin.flush()
+        assert dumping.stdout.read(1) == b"!"  # it runs; before that /proc has not all of it
+        assert criu_in(tmp_path / ID) == [dumping.pid]
+        assert criu_in(tmp_path / "m-another") == []
         await world.interrupted(Phase.FROZEN)
-        await world.docker.until(lambda: "find" in world.docker.calls)
         waiting = asyncio.create_task(world.all_ended())
-        done, _ = await asyncio.wait({waiting}, timeout=0.2)  # that it waits can only be seen by waiting
-        assert not done
+        await looks.until(lambda: len(looks.calls) > 4)
+        assert not waiting.done()
         assert moves.is_frozen(tmp_path / "cgroup")
         dumping.kill()
         dumping.wait()
