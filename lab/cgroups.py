@@ -12,9 +12,10 @@ from functools import partial
 from pathlib import Path
 
 from lab import shell
+from lab.naming import CGROUP
 from lab.shell import LabError
 
-_TOP, _LEAF = "transship-lab", "processes"
+_LEAF = "processes"
 # Moves itself into each folder up to `--`, then becomes the command after it.
 _JOIN = 'while [ "$1" != -- ]; do echo $$ >"$1/cgroup.procs"; shift; done; shift; exec "$@"'
 
@@ -29,11 +30,11 @@ def make(lab: str, machine: str, record: Path, *, version2: bool) -> str:
         raise LabError("this machine has no cgroup version 2 mounted")
     use_unified = unified is not None and (version2 or not hierarchies)
     bases = [unified] if unified is not None and use_unified else list(hierarchies.values())
-    folders = [base / _TOP / lab / machine for base in bases]
+    folders = [base / CGROUP / lab / machine for base in bases]
     record.write_text("".join(f"{folder}\n" for folder in folders))
     for base in bases:
         folder = base
-        for name in (_TOP, lab, machine):
+        for name in (CGROUP, lab, machine):
             _hand_controllers_on(folder)
             folder = folder / name
             folder.mkdir(exist_ok=True)

@@ -19,6 +19,7 @@ from lab import roots, shell
 from lab.broker import ADDRESS as BROKER_ADDRESS
 from lab.broker import CONTROLLER, Authority, Broker
 from lab.host import Engine, Host, HostSpec
+from lab.naming import state_folder
 from lab.network import SWITCH, Address, Namespace, Switch
 from lab.node import Node
 from lab.service import AgentService, Mode
@@ -37,10 +38,6 @@ _SYSCTLS = {
     "fs/inotify/max_user_instances": 1024,
 }
 DEFAULT_HOSTS = (HostSpec("host-a", Engine.DOCKER26), HostSpec("host-b", Engine.DOCKER28))
-
-
-def state_folder() -> Path:
-    return Path(os.environ.get("TRANSSHIP_LAB_STATE", "/var/tmp/transship-lab"))
 
 
 @dataclass(frozen=True, slots=True)

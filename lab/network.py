@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lab import shell
+from lab.naming import PREFIX
 
 NETNS_FOLDER = Path("/run/netns")
 # Every namespace of every lab begins with this; what begins with the lab's name too is that lab's.
-PREFIX = "tsl"
 # A bucket that a fast rate can still fill between two timer ticks.
 _BURST, _QUEUE = "256kb", "50ms"
 

@@ -43,6 +43,12 @@ DEBIAN_FRONTEND=noninteractive apt-get install -y -qq -t {NEXT_RELEASE} docker.i
 apt-get clean
 rm -rf /var/lib/apt/lists/*
 """
+_COMPOSE = """
+apt-get update -qq
+DEBIAN_FRONTEND=noninteractive apt-get install -y -qq docker-compose
+apt-get clean
+rm -rf /var/lib/apt/lists/*
+"""
 _VENV = """
 python3 -m venv /opt/transship
 /opt/transship/bin/pip install --quiet --no-cache-dir --requirement /tmp/requirements --constraint /tmp/constraints
@@ -94,6 +100,18 @@ def docker28() -> Layer:
 def venv() -> Layer:
     requirements, constraints = _requirements()
     return Layer("venv", _VENV + requirements + constraints, base())
+
+
+def compose_plugin() -> Path:
+    """Make the layer with Docker's Compose in it, if it is not cached; the program, for a host that is to have it."""
+    layer = Layer("compose", _COMPOSE, base())
+    ensure(with_docker28=False)
+    if not layer.folder.is_dir():
+        with build_lock() as lock:
+            if not layer.folder.is_dir():
+                _build(layer, lock)
+    os.utime(layer.folder)
+    return layer.folder / "usr/libexec/docker/cli-plugins/docker-compose"
 
 
 def ensure(*, with_docker28: bool) -> dict[str, tuple[Path, ...]]:
@@ -169,7 +187,7 @@ def _build(layer: Layer, lock: int) -> None:
         requirements, constraints = _requirements()
         (work / "files/requirements").write_text(requirements)
         (work / "files/constraints").write_text(constraints)
-        script = layer.recipe if layer.name == "docker28" else _VENV
+        script = _VENV if layer.name == "venv" else layer.recipe
         isolated = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--"]
         argv = ["sh", "-c", _IN_LAYER, "layer", str(work), str(layer.below.folder), script]
         shell.run([*isolated, *argv], timeout=900, env=_pip_environment(work / "files"), pass_fds=[lock])

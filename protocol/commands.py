@@ -30,6 +30,13 @@ class TcpPolicy(StrEnum):
     REFUSE = "refuse"  # no move while there are any
 
 
+class ExecPolicy(StrEnum):
+    """What becomes of a move while a command runs in the container that `docker exec` has started."""
+
+    REFUSE = "refuse"
+    WAIT = "wait"  # for its end, at most as long as the source's deadline says
+
+
 class SourcePolicy(StrEnum):
     """What becomes of the stopped container at the source once the move is done."""
 
@@ -53,6 +60,7 @@ class Migrate(_Command):
     to: HostName
     strategy: Strategy = Strategy.AUTO
     tcp: TcpPolicy = TcpPolicy.AUTO
+    execs: ExecPolicy = ExecPolicy.REFUSE
     source: SourcePolicy = SourcePolicy.REMOVE
     max_blackout_ms: int | None = Field(default=None, gt=0, le=86_400_000)
 

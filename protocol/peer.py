@@ -5,7 +5,9 @@
     POST   /v1/migrations/ID/create           container created, with what it needs around it -> Created
     PUT    /v1/migrations/ID/log              tarball: the log files so far, laid down before the start
     POST   /v1/migrations/ID/stage            start called: root mounted, the runtime waits -> Staged
-    PUT    /v1/migrations/ID/files/NAME       tarball: a pass of the writable layer (root) or a volume (volume:NAME)
+    PUT    /v1/migrations/ID/files/NAME       tarball: a pass of the writable layer (root:PASS), of a volume
+                                              (volume:NAME:PASS) or of a bind mount (bind:NUMBER-IN-OFFER:PASS);
+                                              or the program of --init (init), as it is
     PUT    /v1/migrations/ID/printed          frames: what was printed since the log files were sent
     PUT    /v1/migrations/ID/images           tarball of CRIU image segments, sent while CRIU still writes
     POST   /v1/migrations/ID/alive            the source is still at it: the target's lease before `prepared` goes on
@@ -54,7 +56,10 @@ class Volume(WireModel):
     options: dict[str, str] = {}
     labels: dict[str, str] = {}
     anonymous: bool = False
+    """Made by Docker for this container alone: it gets another name on the target, and goes with the container."""
     read_only: bool = False
+    copyable: bool = False
+    """Of a bind mount: it is a folder, whose content can be sent."""
     size: int = 0
 
 
@@ -86,6 +91,10 @@ class Offer(WireModel):
     image: ImageRef
     volumes: tuple[Volume, ...] = ()
     networks: tuple[Network, ...] = ()
+    pinned: dict[str, tuple[str, ...]] = {}
+    """By network, the wishes for addresses in `create` that the user has not made: they may be left out."""
+    init: str = ""
+    """SHA-256 of the program that --init has put into it; empty if there is none."""
     tcp: TcpPolicy
     """Never `auto`: the source has resolved it."""
     memory_bytes: int
@@ -107,6 +116,9 @@ class Answer(WireModel):
     engine: Engine
     held_blobs: tuple[str, ...] = ()
     """In the containerd image store: digests of the layer blobs that it has, whichever image they belong to."""
+    init_wanted: bool = False
+    binds: tuple[str, ...] = ()
+    """Bind mounts, by their path on the host, whose content is wanted: nothing is there, and it may be written."""
     notes: tuple[str, ...] = ()
 
 

@@ -57,6 +57,8 @@ class Deadlines(_Section):
     connect: float = 5.0
     offer: float = 30.0
     stage: float = 120.0
+    execs: float = 60.0
+    """For commands of `docker exec` to end, where a move is to wait for them."""
     freeze: float = 10.0
     dump: float = 300.0
     """From the freeze until all that is frozen has been sent."""
@@ -86,6 +88,8 @@ class Settings(BaseSettings):
     runtime: str = "transship"
     """The name under which dockerd knows the runtime."""
     network_policy: Literal["create", "require"] = "create"
+    port_policy: Literal["refuse", "remap"] = "refuse"
+    """For a published port that is taken here: no move, or another port of Docker's choice."""
     bind_copy: tuple[Path, ...] = ()
     """Folders below which the content of a bind mount may be written for a peer; others must be there."""
     log_json: bool = False

@@ -26,3 +26,19 @@ def fields(data: bytes) -> dict[int, int | bytes]:
             found[key >> 3] = data[at : at + length]
             at += length
     return found
+
+
+def packed(number: int, value: int | bytes) -> bytes:
+    """One field of a message."""
+    if isinstance(value, int):
+        return _varint(number << 3) + _varint(value)
+    return _varint(number << 3 | 2) + _varint(len(value)) + value
+
+
+def _varint(value: int) -> bytes:
+    result = bytearray()
+    while value > 0x7F:
+        result.append(value & 0x7F | 0x80)
+        value >>= 7
+    result.append(value)
+    return bytes(result)

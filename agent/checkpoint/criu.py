@@ -13,6 +13,7 @@ from pathlib import Path
 from agent.base.errors import DumpFailed
 from protocol.commands import TcpPolicy
 
+COMMON_MAGIC = 0x54564319
 RUNC_ROOTS = "/run/docker"
 DUMP_SECONDS = 60
 """CRIU's own deadline for collecting the tasks; they are frozen by then, so it is never near."""
@@ -35,12 +36,11 @@ class CriuOptions:
             "file-locks",
             "link-remap",
             f"ghost-limit {self.ghost_limit}",
-            "skip-in-flight",  # a half-open connection is made again by the client's next SYN
         ]
         if self.tcp is TcpPolicy.KEEP:
             lines.append("tcp-established")
         elif self.tcp is TcpPolicy.CLOSE:
-            lines.append("tcp-close")
+            lines += ["tcp-close", "skip-in-flight"]
         return lines
 
     def for_dump(self) -> str:
@@ -59,6 +59,17 @@ def dump_command(shadow_root: Path, images: Path, work: Path, container_id: str)
         *("runc", "--root", str(shadow_root), "checkpoint", "--leave-running"),
         *("--image-path", str(images), "--work-path", str(work), container_id),
     )
+
+
+def tasks_in(images: Path) -> int:
+    """How many tasks a dump has, by its own list of them (images/image-desc.c: a magic or two, then sized entries)."""
+    data = (images / "pstree.img").read_bytes()
+    at = 8 if int.from_bytes(data[:4], "little") == COMMON_MAGIC else 4
+    count = 0
+    while at < len(data):
+        at += 4 + int.from_bytes(data[at : at + 4], "little")
+        count += 1
+    return count
 
 
 def runc_state(container_id: str, roots: str = RUNC_ROOTS) -> Path:

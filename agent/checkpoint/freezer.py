@@ -136,7 +136,13 @@ async def kill_frozen(group: Cgroup, seconds: float = 10.0) -> None:
 
     The signal is pending when the thaw comes, and a task with a pending SIGKILL does not return to user space. On
     cgroup v1 a frozen task can't even die before the thaw; on v2 it can.
+
+    Raises:
+        ContainerGone: it is not a container's cgroup at all, since this agent is in it.
+
     """
+    if os.getpid() in group.tasks():
+        raise ContainerGone(f"{group.path} is not a container's")
     for pid in group.tasks():
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)

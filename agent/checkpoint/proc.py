@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+PF_EXITING = 0x4
+
 
 @dataclass(frozen=True, slots=True)
 class Task:
@@ -18,10 +20,9 @@ class Task:
     """The kernel's letter: R, S, D, T (stopped by a signal), t, Z, X."""
     tracer: int
     """The process that traces it by ptrace; 0 for none."""
-    nested: bool
-    """Whether it is in a pid namespace below the one that is looked from: the container's own, and no helper."""
     resident_bytes: int
     """Anonymous and shared memory in RAM, which a dump must carry; pages of files are not in it."""
+    parent: int = 0
 
 
 def task(pid: int) -> Task | None:
@@ -41,13 +42,29 @@ def task(pid: int) -> Task | None:
         inner_pid=int(inner[-1]),
         state=fields.get("State", "X").strip()[:1],
         tracer=int(fields.get("TracerPid", "0")),
-        nested=len(inner) > 1,
         resident_bytes=resident,
+        parent=int(fields.get("PPid", "0")),
     )
 
 
 def tasks(pids: Iterable[int]) -> list[Task]:
     return [found for pid in pids if (found := task(pid)) is not None]
+
+
+def own(found: Iterable[Task], init: int) -> list[Task]:
+    """Those that descend from the container's first process: all that a dump has, and a restore brings back.
+
+    The others were put into it from outside, by `docker exec` or as a probe of its health.
+    """
+    everything = list(found)
+    parents = {one.pid: one.parent for one in everything}
+
+    def descends(pid: int) -> bool:
+        while pid in parents and pid != init:
+            pid = parents[pid]
+        return pid == init
+
+    return [one for one in everything if descends(one.pid)]
 
 
 def start_time(pid: int) -> int | None:
@@ -59,8 +76,18 @@ def start_time(pid: int) -> int | None:
     return int(stat.rsplit(")", 1)[1].split()[19])
 
 
+def is_ending(pid: int) -> bool:
+    """Whether the process has ended, or is about to: as the first of a pid namespace it waits for the others."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return True
+    state, *_, flags = stat.rsplit(")", 1)[1].split()[:7]
+    return state in "ZX" or bool(int(flags) & PF_EXITING)
+
+
 def criu_in(folder: Path) -> list[int]:
-    """Every runc and CRIU that is at work in a folder: it is named on the command line, or is where they stand.
+    """Every runc, CRIU and script of CRIU's that is at work in a folder: named on the command line, or where it stands.
 
     `runc checkpoint` is called with it. CRIU is not: it is told over a socket, and goes there.
     """
@@ -69,7 +96,7 @@ def criu_in(folder: Path) -> list[int]:
 
 def _is_criu_in(process: Path, folder: Path) -> bool:
     with contextlib.suppress(OSError):
-        if (process / "comm").read_text().startswith(("runc", "criu")):
+        if (process / "comm").read_text().startswith(("runc", "criu", "hold.sh")):
             named = os.fsencode(f"{folder}/") in (process / "cmdline").read_bytes()
             return named or (process / "cwd").readlink().is_relative_to(folder)
     return False  # it has ended meanwhile

@@ -105,6 +105,9 @@ def migrate(
     tcp: Annotated[
         str, typer.Option(metavar="auto|keep|close|refuse", help="What becomes of established connections.")
     ] = "auto",
+    execs: Annotated[
+        str, typer.Option(metavar="refuse|wait", help="What to do while `docker exec` runs something in it.")
+    ] = "refuse",
     keep_source: Annotated[
         bool, typer.Option("--keep-source", help="Keep the stopped container at the source, renamed.")
     ] = False,
@@ -129,6 +132,7 @@ def migrate(
         source=source,
         strategy=strategy,
         tcp=tcp,
+        execs=execs,
         keep_source=keep_source,
         max_blackout_ms=max_blackout,
         detach=detach,

@@ -33,6 +33,7 @@ class Wanted:
     source: str | None = None
     strategy: str = "auto"
     tcp: str = "auto"
+    execs: str = "refuse"
     keep_source: bool = False
     max_blackout_ms: int | None = None
     detach: bool = False
@@ -103,6 +104,7 @@ def _command(wanted: Wanted, name: str) -> Migrate:
                 "to": wanted.to,
                 "strategy": wanted.strategy,
                 "tcp": wanted.tcp,
+                "execs": wanted.execs,
                 "source": "keep" if wanted.keep_source else "remove",
                 "max_blackout_ms": wanted.max_blackout_ms,
             }

@@ -229,8 +229,7 @@ class Docker:
 
     async def list(self, all: bool = True) -> tuple[Summary, ...]:  # noqa: A002 - Docker's word
         """Does not wait for a container that is just being started, as `inspect` does."""
-        params = {"all": all}
-        return await self._ask(lambda rows: tuple(map(docker_model.summary, rows)), "GET", _LIST, params=params)
+        return await self._ask(lambda rows: tuple(map(docker_model.summary, rows)), "GET", _LIST, params={"all": all})
 
     async def create(self, name: str, body: Json) -> str:
         return await self._ask(lambda done: str(done["Id"]), "POST", _CREATE, params={"name": name}, body=body)
@@ -342,6 +341,9 @@ class Docker:
 
     async def network(self, ref: str) -> Network | None:
         return await self._ask_for(docker_model.network, _path("networks", ref))
+
+    async def networks(self) -> tuple[Network, ...]:  # without the addresses that are taken
+        return await self._ask(lambda rows: tuple(map(docker_model.network, rows)), "GET", "networks")
 
     async def create_network(self, body: Json) -> str:
         return await self._ask(lambda done: str(done["Id"]), "POST", "networks/create", body=body)

@@ -92,6 +92,8 @@ class Summary:
     labels: Mapping[str, str]
     ports: tuple[tuple[int, str], ...] = ()
     """Of the host, with protocol: published just now."""
+    volumes: tuple[tuple[str, bool], ...] = ()
+    """Names of the volumes that are mounted in it, and whether writable."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +206,7 @@ def summary(raw: Json) -> Summary:
         ports=tuple(
             sorted({(port["PublicPort"], port["Type"]) for port in raw.get("Ports") or () if "PublicPort" in port})
         ),
+        volumes=tuple((mount["Name"], bool(mount.get("RW"))) for mount in raw.get("Mounts") or () if mount.get("Name")),
     )
 
 

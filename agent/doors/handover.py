@@ -9,13 +9,14 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from agent.base.errors import StepFailed
 from agent.base.shell import Shell
+from agent.checkpoint import proc
 from agent.checkpoint.criu import CriuOptions
 from agent.network import identity, lock
 from agent.prework.ids import IdMap, IdRange
@@ -23,19 +24,27 @@ from agent.runtime import handover
 
 ROOT = "criu-root"
 """What runc calls the root file system that it binds for CRIU."""
+CRIU_END_SECONDS = 10.0
 MOST_PRINTED = 64 << 20
 """On the tmpfs, beside the images."""
 
 HOOK = """\
 #!/bin/sh
-# Run by runc in the blackout, when the network namespace is new and nothing in it is restored yet.
+# Run by runc in the blackout, with a script for the new network namespace; nothing in that is restored yet.
 read -r state || [ -n "$state" ]
-pid=${{state#*\\"pid\\":}}
-pid=${{pid%%[,\\}}]*}}
-exec nsenter --net=/proc/"$pid"/ns/net /bin/sh -c '{commands}'
+pid=${state#*\\"pid\\":}
+pid=${pid%%[,\\}]*}
+exec nsenter --net=/proc/"$pid"/ns/net /bin/sh -e "$1"
 """
 
-
+FIRST = """\
+nft -f {folder}/{lock}
+ip -batch {folder}/{addresses}
+# a socket may be bound to an address that is not there yet, or not any more (identity.bind_as_usual)
+printf 1 >/proc/sys/net/ipv4/ip_nonlocal_bind
+. {folder}/{sysctls}
+"""
+FILES = {"lock": handover.LOCK, "addresses": handover.ADDRESSES, "sysctls": handover.SYSCTLS}
 FIFOS = {"release": handover.RELEASE, "held": handover.HELD, "events": handover.EVENTS, "run": handover.RUN}
 
 HOLD = """\
@@ -97,13 +106,16 @@ class HandOver:
     def work(self) -> Path:
         return self.path / handover.WORK
 
-    async def lay_out(self, *, image_bytes: int, options: CriuOptions, stand_in: list[str]) -> None:
+    async def lay_out(
+        self, *, image_bytes: int, options: CriuOptions, stand_in: list[str], sources: Mapping[str, Path]
+    ) -> None:
         """Make the folder, and a tmpfs in it for CRIU's images of at most `image_bytes`.
 
         Args:
             image_bytes: room for CRIU's images.
             options: for the restore.
             stand_in: addresses to put on lo before anything is restored.
+            sources: by place in the container, files to mount there in place of the engine's.
 
         """
         self.path.mkdir(parents=True, mode=0o700, exist_ok=True)
@@ -117,11 +129,11 @@ class HandOver:
         (self.path / handover.CRIU_CONF).write_text(options.for_restore(self.path / handover.HOLD))
         (self.path / handover.LOCK).write_text(lock.RULES)
         (self.path / handover.ADDRESSES).write_text(identity.stand_in(stand_in))
-        commands = f"nft -f {self.path}/{handover.LOCK} && ip -batch {self.path}/{handover.ADDRESSES}"
-        self._script(handover.HOOK, HOOK.format(commands=commands))
+        (self.path / handover.FIRST).write_text(FIRST.format(folder=self.path, **FILES))
+        self._script(handover.HOOK, HOOK)
         # last, and whole: its existence is what makes the launcher restore
         part = self.path / (handover.PLAN + ".part")
-        part.write_text(json.dumps({"flags": []}))
+        part.write_text(json.dumps({"flags": [], "sources": {place: str(path) for place, path in sources.items()}}))
         part.rename(self.path / handover.PLAN)
         self.listen()
 
@@ -224,7 +236,11 @@ class HandOver:
         return found
 
     async def clear(self) -> None:
-        """Make sure that nothing of it is left."""
+        """Make sure that nothing of it is left. A CRIU that has just let its tasks go has a little to do yet."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CRIU_END_SECONDS):
+                while await asyncio.to_thread(proc.criu_in, self.path):
+                    await asyncio.sleep(0.02)
         if self._fd >= 0:
             asyncio.get_running_loop().remove_reader(self._fd)
             os.close(self._fd)

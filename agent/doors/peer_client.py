@@ -39,6 +39,8 @@ class PeerClient:
         self._deadlines = deadlines
         self._context = client_context(link)
         self._session: aiohttp.ClientSession | None = None
+        self.answer: Answer | None = None
+        """To the offer."""
 
     async def __aenter__(self) -> Self:
         return self
@@ -59,7 +61,8 @@ class PeerClient:
         return self._session
 
     async def offer(self, offer: Offer) -> Answer:
-        return await self._ask(Answer, "POST", offer.migration, "/offer", offer, self._deadlines.offer)
+        self.answer = await self._ask(Answer, "POST", offer.migration, "/offer", offer, self._deadlines.offer)
+        return self.answer
 
     async def send_layers(self, migration: str, chunks: AsyncIterator[bytes]) -> SentPart:
         return await self._send(migration, "/layers", "layers", chunks)

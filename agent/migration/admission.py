@@ -1,24 +1,24 @@
 """Whether this host can take a container: every reason against it, before anything is touched; and what it lacks."""
 
 import asyncio
-import ipaddress
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from agent.base.errors import Refused
 from agent.checkpoint import proc
-from agent.migration import belongings
+from agent.migration import belongings, fitting, ports
 from agent.migration.host import Host
+from agent.prework import init
 from agent.prework.layers import missing_layers, stored_blobs
 from protocol.errors import ErrorCode, Reason
-from protocol.peer import Answer, Offer
+from protocol.peer import Answer, Network, Offer
 from protocol.status import Engine
 
 LEAST_CRIU = (4, 2)
 CONTENT = "io.containerd.content.v1.content"
+THROTTLES = ("BlkioDeviceReadBps", "BlkioDeviceWriteBps", "BlkioDeviceReadIOps", "BlkioDeviceWriteIOps")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,10 +28,19 @@ class Reserved:
     container: str
     memory_bytes: int
     disk_bytes: int
+    published: frozenset[ports.Port] = frozenset()
+    addresses: frozenset[tuple[str, str]] = frozenset()
+    """Network, address."""
 
 
 def needs(offer: Offer, room: int, image_bytes: int) -> Reserved:
-    return Reserved(offer.container, offer.memory_bytes + room, offer.files_bytes + image_bytes)
+    return Reserved(
+        offer.container,
+        offer.memory_bytes + room,
+        offer.files_bytes + image_bytes,
+        frozenset(ports.published(offer.create)),
+        fitting.addresses(offer.create),
+    )
 
 
 async def examine(host: Host, offer: Offer, reserved: Iterable[Reserved], room: int) -> tuple[Answer, Reserved]:
@@ -43,9 +52,12 @@ async def examine(host: Host, offer: Offer, reserved: Iterable[Reserved], room: 
     """
     engine = await host.engine()
     others = list(reserved)
-    reasons = [*_engines(host, engine, offer), *await _names(host, offer, others)]
-    reasons += await _networks(host, offer)
-    reasons += await _volumes(host, offer)
+    reasons = [*_engines(host, engine, offer), *_hardware(offer), *await _names(host, offer, others)]
+    promised = [port for other in others for port in other.published]
+    reasons += ports.reasons(offer.create, host.settings.port_policy, promised)
+    reasons += await _networks(host, offer, others)
+    volumes, binds = await _volumes(host, offer)
+    reasons += volumes
     found = await belongings.find_image(host.docker, offer.image)
     images = await host.docker.images()
     missing = missing_layers(offer.image.diff_ids, [image.diff_ids for image in images]) if found is None else set()
@@ -57,7 +69,12 @@ async def examine(host: Host, offer: Offer, reserved: Iterable[Reserved], room: 
     if found is None and engine.image_store == "containerd":
         held = await asyncio.to_thread(_held_blobs, await host.docker.data_root(), [image.id for image in images])
     answer = Answer(
-        missing_layers=tuple(sorted(missing)), image_wanted=found is None, engine=engine, held_blobs=tuple(sorted(held))
+        missing_layers=tuple(sorted(missing)),
+        image_wanted=found is None,
+        engine=engine,
+        held_blobs=tuple(sorted(held)),
+        init_wanted=bool(offer.init) and not init.kept(offer.init).exists(),
+        binds=binds,
     )
     return answer, need
 
@@ -80,10 +97,14 @@ def refusal(host: str, container: str, reasons: Sequence[Reason], verb: str = "c
 
 def criu_is_usable(version: str) -> bool:
     """From 4.2 on: before, TCP sockets can't be dumped on kernels from 6.16 (facts.md)."""
+    return _version(version) >= LEAST_CRIU
+
+
+def _version(text: str) -> tuple[int, ...]:
     try:
-        return tuple(int(part) for part in version.split(".")[:2]) >= LEAST_CRIU
+        return tuple(int(part) for part in text.split(".")[:2])
     except ValueError:
-        return False
+        return ()
 
 
 def _engines(host: Host, here: Engine, offer: Offer) -> Iterable[Reason]:
@@ -94,7 +115,7 @@ def _engines(host: Host, here: Engine, offer: Offer) -> Iterable[Reason]:
             message=f"CRIU {here.criu} is too old" if here.criu else "CRIU is not installed",
             hint="install CRIU 4.2 or newer on the target",
         )
-    elif here.criu.split(".")[:2] < there.criu.split(".")[:2]:
+    elif _version(here.criu) < _version(there.criu):
         yield Reason(
             code=ErrorCode.INCOMPATIBLE,
             message=f"its CRIU {here.criu} is older than the source's {there.criu}",
@@ -130,75 +151,79 @@ async def _names(host: Host, offer: Offer, others: list[Reserved]) -> list[Reaso
                 hint="remove or rename it on the target",
             )
         )
-    taken = {port for found in existing for port in found.ports}
-    for port in sorted(_published(offer.create)):
-        if port in taken:
-            reasons.append(Reason(code=ErrorCode.PORT_TAKEN, message=f"port {port[0]}/{port[1]} is published already"))
     return reasons
 
 
-def _published(create: dict[str, Any]) -> set[tuple[int, str]]:
-    """Host ports that the container publishes by number: (port, protocol)."""
-    bindings = create.get("HostConfig", {}).get("PortBindings") or {}
-    return {
-        (int(binding["HostPort"]), port.partition("/")[2] or "tcp")
-        for port, places in bindings.items()
-        for binding in places or []
-        if binding.get("HostPort", "").isdigit() and binding["HostPort"] != "0"
-    }
+def _hardware(offer: Offer) -> Iterable[Reason]:
+    """What its configuration names of the host itself."""
+    wanted = fitting.host_config(offer.create)
+    named = [entry.get("PathOnHost") for entry in wanted.get("Devices") or ()]
+    named += [entry.get("Path") for key in THROTTLES for entry in wanted.get(key) or ()]
+    for device in dict.fromkeys(filter(None, named)):
+        if not os.path.exists(device):  # noqa: PTH110 - one stat
+            yield Reason(code=ErrorCode.INCOMPATIBLE, message=f"there is no {device}, which is given to the container")
+    cores = len(os.sched_getaffinity(0))
+    if (wanted.get("NanoCpus") or 0) > cores * 10**9:
+        yield Reason(code=ErrorCode.INCOMPATIBLE, message=f"it has {cores} cores, fewer than --cpus asks for")
+    if (wished := cores_of(wanted.get("CpusetCpus") or "")) - os.sched_getaffinity(0):
+        yield Reason(
+            code=ErrorCode.INCOMPATIBLE,
+            message=f"it has not all of the cores {wanted['CpusetCpus']} that --cpuset-cpus asks for ({len(wished)})",
+        )
 
 
-async def _networks(host: Host, offer: Offer) -> list[Reason]:
-    reasons = []
+def cores_of(text: str) -> set[int]:
+    """The numbers in a list like 0-2,4."""
+    pairs = (part.partition("-") for part in text.split(",") if part.strip())
+    return {core for first, _, last in pairs for core in range(int(first), int(last or first) + 1)}
+
+
+async def _networks(host: Host, offer: Offer, others: list[Reserved]) -> list[Reason]:
+    reasons, here = [], {}
     for wanted in offer.networks:
         network = await host.docker.network(wanted.name)
         if network is None:
-            if not wanted.create or host.settings.network_policy != "create":
-                reasons.append(
-                    Reason(
-                        code=ErrorCode.NETWORK_MISSING,
-                        message=f"there is no network {wanted.name}",
-                        hint="create it there, or set network_policy = create",
-                    )
-                )
-            continue
-        if network.driver != wanted.driver:
+            reasons += await _missing_network(host, offer, wanted)
+        elif network.driver != wanted.driver:
             reasons.append(
                 Reason(
                     code=ErrorCode.INCOMPATIBLE,
                     message=f"its network {wanted.name} is a {network.driver}, the source's a {wanted.driver}",
                 )
             )
-        taken = {ipaddress.ip_interface(address).ip for address in network.addresses}
-        reasons += [
-            Reason(code=ErrorCode.ADDRESS_TAKEN, message=f"{address} is taken on {wanted.name}")
-            for address in wanted.addresses
-            if ipaddress.ip_interface(address).ip in taken and offer.tcp == "keep"
-        ]
-    return reasons
+        else:
+            here[wanted.name] = network
+    promised = {address for other in others for address in other.addresses}
+    return reasons + list(fitting.fit_networks(offer, here, promised).reasons)
 
 
-async def _volumes(host: Host, offer: Offer) -> list[Reason]:
-    reasons = []
+async def _missing_network(host: Host, offer: Offer, wanted: Network) -> list[Reason]:
+    if not wanted.create or host.settings.network_policy != "create":
+        hint = "create it there" + (', or set network_policy = "create"' if wanted.create else "")
+        message = f"there is no network {wanted.name}"
+        return [Reason(code=ErrorCode.NETWORK_MISSING, message=message, hint=hint)]
+    _, _, against = fitting.network_here(offer, wanted, await host.docker.networks())
+    return [Reason(code=ErrorCode.INCOMPATIBLE, message=against)] if against else []
+
+
+async def _volumes(host: Host, offer: Offer) -> tuple[list[Reason], tuple[str, ...]]:
+    """What stands against it; and the bind mounts whose content is wanted."""
+    reasons: list[Reason] = []
+    binds: list[str] = []
     for volume in offer.volumes:
-        if belongings.copied(volume):
-            if await host.docker.volume(volume.name) is not None:
-                reasons.append(
-                    Reason(
-                        code=ErrorCode.VOLUME_CONFLICT,
-                        message=f"there is a volume {volume.name}, and it would be overwritten",
-                        hint="remove it on the target if its content is not needed",
-                    )
-                )
-        elif volume.kind == "bind" and not os.path.exists(volume.name):  # noqa: PTH110 - one lstat
-            reasons.append(
-                Reason(
-                    code=ErrorCode.VOLUME_CONFLICT,
-                    message=f"the bind mount's path {volume.name} is not there",
-                    hint="make it there with the content that the container expects",
-                )
-            )
-    return reasons
+        message, hint = "", ""
+        if volume.kind == "bind":
+            wanted, message, hint = belongings.bind_here(host.settings.bind_copy, volume)
+            binds += [volume.name] if wanted and volume.name not in binds else []
+        elif not volume.anonymous and (found := await host.docker.volume(volume.name)) is not None:
+            if belongings.copied(volume):
+                message = f"there is a volume {volume.name}, and it would be overwritten"
+                hint = "remove it on the target if its content is not needed"
+            elif (found.driver, dict(found.options)) != (volume.driver, volume.options):
+                message = f"the volume {volume.name} there is another storage than the source's"
+        if message:
+            reasons.append(Reason(code=ErrorCode.VOLUME_CONFLICT, message=message, hint=hint))
+    return reasons, tuple(binds)
 
 
 async def _room(host: Host, need: Reserved, others: list[Reserved]) -> list[Reason]:

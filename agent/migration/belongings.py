@@ -3,19 +3,26 @@
 Whatever is made here is noted in the journal first, so that a discard after a crash finds it.
 """
 
+import asyncio
 import contextlib
+import os
+import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from agent.base.errors import DockerFailed, Refused, StepFailed
 from agent.doors.docker import Docker
 from agent.doors.docker_model import Image
+from agent.migration import fitting
 from agent.migration.host import Host
 from agent.migration.run import Run
+from agent.prework.confined import Confined
 from protocol.errors import ErrorCode
 from protocol.peer import ImageRef, Offer, Volume
 
-NOT_FOUND = 404
+CONFLICT = 409
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,16 +86,22 @@ def repository_and_tag(name: str) -> tuple[str, str]:
 
 
 async def provide(host: Host, run: Run, offer: Offer) -> None:
-    """Make the missing networks and volumes, the same as at the source."""
+    """Make the missing networks and volumes, the same as at the source, and the folders of bind mounts to be filled."""
     for network in offer.networks:
         if await host.docker.network(network.name) is None:
             if not network.create or host.settings.network_policy != "create":
                 raise Refused(ErrorCode.NETWORK_MISSING, f"there is no network {network.name} on {host.name}")
-            await run.note_down(networks=[*run.record.get("networks", []), network.name])
-            await host.docker.create_network(dict(network.create))
-    for volume in offer.volumes:
-        if volume.kind == "volume" and await host.docker.volume(volume.name) is None:
-            await run.note_down(volumes=[*run.record.get("volumes", []), volume.name])
+            body, note, against = fitting.network_here(offer, network, await host.docker.networks())
+            if against:
+                raise Refused(ErrorCode.INCOMPATIBLE, against)
+            await _make_network(host, run, body)
+            run.notes += [note] if note else []
+    for number, volume in enumerate(offer.volumes):
+        if volume.kind == "bind":
+            if bind_here(host.settings.bind_copy, volume)[0]:
+                await _make_folder(run, number, Path(volume.name))
+        elif not volume.anonymous and await host.docker.volume(volume.name) is None:
+            await _note_volume(run, volume.name, volume.name)
             await host.docker.create_volume(
                 {
                     "Name": volume.name,
@@ -99,24 +112,107 @@ async def provide(host: Host, run: Run, offer: Offer) -> None:
             )
 
 
+async def _make_network(host: Host, run: Run, body: dict[str, Any]) -> None:
+    """Make it, unless another migration was faster: then it is that one's to take back."""
+    before = run.record.get("networks", [])
+    await run.note_down(networks=[*before, body["Name"]])
+    try:
+        await host.docker.create_network(body)
+    except DockerFailed as error:
+        if error.http_status != CONFLICT or await host.docker.network(body["Name"]) is None:
+            raise
+        await run.note_down(networks=before)
+
+
+async def _note_volume(run: Run, offered: str, here: str) -> None:
+    await run.note_down(volumes={**run.record.get("volumes", {}), offered: here})
+
+
 def copied(volume: Volume) -> bool:
     """Whether a volume's content travels: local ones, and not those whose options name shared storage."""
     return volume.kind == "volume" and volume.driver == "local" and not volume.options.get("device")
 
 
-async def volume_path(host: Host, run: Run, name: str) -> Path:
+async def take_over_volumes(host: Host, run: Run, offer: Offer, container_id: str) -> None:
+    """Find the volumes that Docker has made for the new container by itself, and empty all that are to be filled.
+
+    `docker create` fills a new volume from the image: what was deleted from it at the source would be there again.
+    """
+    mounts = {mount.destination: mount for mount in (await host.docker.inspect(container_id)).mounts}
+    for volume in offer.volumes:
+        if volume.anonymous:
+            await _note_volume(run, volume.name, mounts[volume.destination].name)
+    for volume in offer.volumes:
+        if copied(volume) and volume.name in run.record.get("volumes", {}):
+            place = await volume_path(host, run, volume.name)
+            await asyncio.to_thread(_empty, place)
+
+
+def _empty(folder: Path) -> None:
+    with Confined(str(folder)) as tree:
+        tree.empty("")
+
+
+async def volume_path(host: Host, run: Run, offered: str) -> Path:
     """Where the content of a volume that this migration made is written.
 
     Raises:
         Refused: the volume was here before: it is somebody else's.
 
     """
-    if name not in run.record.get("volumes", []):
-        raise Refused(ErrorCode.VOLUME_CONFLICT, f"the volume {name} was not made by this migration")
+    name = run.record.get("volumes", {}).get(offered)
+    if name is None:
+        raise Refused(ErrorCode.VOLUME_CONFLICT, f"the volume {offered} was not made by this migration")
     volume = await host.docker.volume(name)
     if volume is None:
         raise StepFailed(f"the volume {name} is gone")
     return Path(volume.mountpoint)
+
+
+# Bind mounts
+
+
+def bind_here(allowed: Sequence[Path], bind: Volume) -> tuple[bool, str, str]:
+    """Whether its content is wanted; or what stands against it, with a hint. Never over content that is there."""
+    place = Path(bind.name)
+    exists = os.path.lexists(place)
+    if not bind.copyable or not may_write(allowed, place):
+        hint = "make it there with the content that the container expects"
+        return False, "" if exists else f"the bind mount's path {place} is not there", "" if exists else hint
+    if exists and not (place.is_dir() and not any(place.iterdir())):
+        hint = "empty it on the target; or if both hosts have the same content there, take it out of bind_copy"
+        return False, f"the bind mount's path {place} has content, and it would be overwritten", hint
+    return True, "", ""
+
+
+def may_write(allowed: Sequence[Path], place: Path) -> bool:
+    """Whether it is below a folder that the configuration names, wherever symlinks lead."""
+    real = place.resolve()
+    return any(real != folder.resolve() and real.is_relative_to(folder.resolve()) for folder in allowed)
+
+
+async def _make_folder(run: Run, number: int, place: Path) -> None:
+    """Make it, and note first what of the way to it has to go again."""
+    missing = [folder for folder in (place, *place.parents) if not folder.exists()]
+    made = {"place": str(place.resolve()), "made": str(missing[-1]) if missing else ""}
+    await run.note_down(binds={**run.record.get("binds", {}), str(number): made})
+    place.mkdir(parents=True, exist_ok=True)
+
+
+def bind_path(run: Run, number: str) -> Path:
+    """Where the content of a bind mount is written.
+
+    Raises:
+        Refused: it was not asked for.
+
+    """
+    bind = run.record.get("binds", {}).get(number)
+    if bind is None:
+        raise Refused(ErrorCode.VOLUME_CONFLICT, f"the content of the bind mount {number} was not asked for")
+    return Path(bind["place"])
+
+
+# The way back
 
 
 async def remove_half_created(docker: Docker, offer: Offer) -> None:
@@ -128,13 +224,23 @@ async def remove_half_created(docker: Docker, offer: Offer) -> None:
     with contextlib.suppress(DockerFailed):
         found = await docker.inspect(offer.container)
         if found.state == "created":
-            await docker.remove(found.id, force=True, volumes=False)
+            await docker.remove(found.id, force=True, volumes=True)
 
 
 async def take_back(host: Host, run: Run) -> None:
     """Make sure that what `provide` made is gone."""
-    for name in run.record.get("volumes", []):
+    for name in run.record.get("volumes", {}).values():
         await host.docker.remove_volume(name)
+    for bind in run.record.get("binds", {}).values():
+        await asyncio.to_thread(_unmake_folder, Path(bind["place"]), bind["made"])
     for name in run.record.get("networks", []):
         with contextlib.suppress(DockerFailed):  # another container has joined it meanwhile: then it is theirs
             await host.docker.remove_network(name)
+
+
+def _unmake_folder(place: Path, made: str) -> None:
+    """An empty folder that was there before is empty again; what was not there is not."""
+    if place.is_dir():
+        _empty(place)
+    if made:
+        shutil.rmtree(made, ignore_errors=True)

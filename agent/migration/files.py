@@ -1,28 +1,25 @@
 """The passes over a container's file trees and logs: the first while it runs, the delta after the freeze."""
 
-import array
 import asyncio
-import contextlib
-import fcntl
-import os
-import termios
 import time
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 from agent.base.errors import StepFailed
 from agent.base.tasks import all_of
+from agent.checkpoint import proc
+from agent.checkpoint.freezer import Cgroup
 from agent.checkpoint.segments import END, segments_of
 from agent.doors.peer_client import PeerClient
 from agent.migration.run import Run
 from agent.migration.subject import Subject, Tree
-from agent.prework import container_log
+from agent.prework import container_log, init, printed
 from agent.prework.stream import packed
 from agent.prework.tree import Index
 from protocol.peer import SentPart
 
-DRAIN_SECONDS = 0.25
-"""For dockerd to take what the container has printed before the freeze out of its pipes; it takes some milliseconds."""
+OUTSIDERS_SECONDS = 30.0
+"""For probes of its health to end before the freeze; Docker's own limit for one."""
+OUTSIDERS_LOOK_SECONDS = 0.01
 
 
 class FilePasses:
@@ -43,20 +40,26 @@ class FilePasses:
         began = time.monotonic()
         part = await self._peer.send_log(self._run.id, self._counted("log", self._log_segments()))
         self._run.part_done(part.name, part.bytes, began, frozen=False)
-        now = container_log.mark(self._logs)
-        if now is not None and (self._mark is None or now.inode != self._mark.inode):
-            raise StepFailed("the container's log was rotated while it was being sent", hint="try again")
 
     async def first(self) -> None:
         """Send all of the trees while the container runs; what changes meanwhile comes with the delta."""
-        for tree in self._subject.trees:
+        if self._peer.answer is not None and self._peer.answer.init_wanted:
+            await self._peer.send_files(self._run.id, "init", self._counted("init", init.read(self._subject.pid)))
+        for tree in self._trees:
             await self._send_tree(tree, frozen=False)
         self._passes += 1
+        await alone(self._subject.pid, self._subject.cgroup)
 
     async def delta(self) -> list[SentPart]:
         """Send what has changed since; the container is frozen, so this is the end of it."""
-        trees = [self._send_tree(tree, frozen=True) for tree in self._subject.trees]
+        trees = [self._send_tree(tree, frozen=True) for tree in self._trees]
         return await all_of([*trees, self._send_printed()])
+
+    @property
+    def _trees(self) -> list[Tree]:
+        """Bind mounts only where the peer wants them."""
+        wanted = self._peer.answer.binds if self._peer.answer is not None else ()
+        return [tree for tree in self._subject.trees if not tree.bind or tree.source.root in wanted]
 
     async def _send_tree(self, tree: Tree, *, frozen: bool) -> SentPart:
         began = time.monotonic()
@@ -70,25 +73,24 @@ class FilePasses:
         return part
 
     async def _send_printed(self) -> SentPart:
-        await drained(self._subject.pid)
         began = time.monotonic()
-        part = await self._peer.send_printed(self._run.id, self._counted("printed", self._frames()))
+        marked = await printed.marked(self._subject.pid) if self._mark is not None else frozenset()
+        part = await self._peer.send_printed(self._run.id, self._counted("printed", self._frames(marked)))
         self._run.part_done(part.name, part.bytes, began, frozen=True)
         return part
 
     async def _log_segments(self) -> AsyncIterator[bytes]:
-        for name, path in self._logs.items():
-            with contextlib.suppress(FileNotFoundError):
-                # of the current one only up to the mark: the rest is printed again
-                is_current = self._mark is not None and name == self._mark.name
-                end = self._mark.size if self._mark is not None and is_current else path.stat().st_size
-                for chunk in segments_of(path, name, 0, end):
-                    yield chunk
+        # of the current one only up to the mark: the rest is printed again
+        for name, path, size in self._mark.segments() if self._mark is not None else ():
+            for chunk in segments_of(path, name, 0, size):
+                yield chunk
         yield END
 
-    async def _frames(self) -> AsyncIterator[bytes]:
+    async def _frames(self, marked: frozenset[int]) -> AsyncIterator[bytes]:
         if self._mark is not None:
-            for frame in container_log.entries_since(self._logs, self._mark):
+            entries = await printed.all_of(self._logs, self._mark, marked)
+            self._mark.close()
+            for frame in container_log.frames(entries):
                 yield frame
 
     async def _counted(self, name: str, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
@@ -98,29 +100,24 @@ class FilePasses:
             self._run.sent(len(chunk))
 
 
-async def drained(pid: int) -> None:
-    """Wait, at most `DRAIN_SECONDS`, until what the frozen container has printed is no longer in its pipes.
+async def alone(init: int, group: Cgroup) -> None:
+    """Wait until all tasks are the container's own: what was put into it from outside is in no dump.
 
-    The pipes are the shim's: what is in them is not in CRIU's images, and would come out at the source only.
+    Raises:
+        StepFailed: a command of `docker exec`, or a probe, does not end in time.
+
     """
-    end = time.monotonic() + DRAIN_SECONDS
-    pipes = [fd for number in (1, 2) if (fd := _open_pipe(Path(f"/proc/{pid}/fd/{number}"))) >= 0]
-    try:
-        while any(_waiting(fd) for fd in pipes) and time.monotonic() < end:
-            await asyncio.sleep(0.001)
-    finally:
-        for fd in pipes:
-            os.close(fd)
+    end = time.monotonic() + OUTSIDERS_SECONDS
+    while others := _outsiders(init, group):
+        if time.monotonic() > end:
+            raise StepFailed(
+                f"{', '.join(others)} was started in it from outside, and still runs",
+                hint="end it, or wait until it has ended, then move",
+            )
+        await asyncio.sleep(OUTSIDERS_LOOK_SECONDS)
 
 
-def _open_pipe(path: Path) -> int:
-    with contextlib.suppress(OSError):
-        if path.readlink().name.startswith("pipe:"):
-            return os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    return -1
-
-
-def _waiting(fd: int) -> int:
-    count = array.array("i", [0])
-    fcntl.ioctl(fd, termios.FIONREAD, count)
-    return count[0]
+def _outsiders(init: int, group: Cgroup) -> list[str]:
+    found = proc.tasks(group.tasks())
+    ours = {task.pid for task in proc.own(found, init)}
+    return [f"pid {task.inner_pid} in it" for task in found if task.pid not in ours and task.state != "Z"]

@@ -1,13 +1,34 @@
-"""A restored copy that CRIU holds, and how it is ended without having run: with the runc and the CRIU that hold it."""
+"""A restored copy that CRIU holds: how dockerd gets it; how it is ended without having run, with all that hold it."""
 
+import asyncio
 import contextlib
 import os
 import signal
+import time
 
 from agent.base.errors import ContainerGone
 from agent.checkpoint import freezer, proc
 from agent.checkpoint.freezer import Cgroup
 from agent.doors.handover import HandOver, RestoreResult
+from agent.network import quiet, sockets
+from agent.network.namespace import open_namespace
+
+LOOK_SECONDS = 0.1
+
+
+async def is_started(start: "asyncio.Task[None]", result: RestoreResult, seconds: float) -> bool:
+    """Wait for dockerd's start of it to return, and whether it has.
+
+    Where it fails (it can't attach the network, say) it kills the first process, and waits for an end that does not
+    come: that is for runc to see, which waits itself.
+    """
+    with contextlib.suppress(OSError), open_namespace(result.pid) as namespace:
+        end = time.monotonic() + seconds
+        while not start.done() and not proc.is_ending(result.pid) and time.monotonic() < end:
+            await asyncio.wait({start}, timeout=LOOK_SECONDS)
+        if not start.done():
+            await asyncio.to_thread(sockets.destroy, namespace)
+    return start.done()
 
 
 async def end(hand_over: HandOver, result: RestoreResult) -> None:
@@ -18,6 +39,8 @@ async def end(hand_over: HandOver, result: RestoreResult) -> None:
         # runc first: it would reap the container's first process, and containerd would never hear of its end
         with contextlib.suppress(ProcessLookupError):
             os.kill(result.runc, signal.SIGKILL)
+    if group is not None and result.pid in group.tasks():
+        await quiet.drop(result.pid)
     await hand_over.unmount_all(killed=True)  # before containerd hears of the end, and deletes runc's folder
     if group is not None:
         await freezer.kill_frozen(group)  # CRIU is in it too

@@ -8,8 +8,9 @@ says itself.
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from agent.doors.docker_model import Container, Exec
-from agent.migration.view import OpenFile, View
+from agent.doors.docker_model import Container, Exec, Summary
+from agent.migration.view import SEMAPHORE, OpenFile, View
+from agent.network.sockets import Bound
 from protocol import peer
 from protocol.errors import ErrorCode, Reason
 
@@ -29,6 +30,7 @@ NETWORK_DRIVERS: Final = frozenset({"bridge", "macvlan", "ipvlan", "null"})
 SHARED_STORAGE: Final = frozenset({"nfs", "nfs4", "cifs", "smb3", "ceph", "glusterfs", "9p", "lustre"})
 MANAGERS: Final = {"com.docker.swarm.task.id": "Swarm", "io.kubernetes.pod.uid": "Kubernetes"}
 HINTS: Final = {
+    SEMAPHORE: "CRIU would restore it as a plain counter",
     "io_uring": "switch io_uring off in the program (redis: io-uring no; node: UV_USE_IO_URING=0)",
     "MPTCP": "start the program without multipath TCP (Go: GODEBUG=multipathtcp=0)",
     "MPTCPv6": "start the program without multipath TCP (Go: GODEBUG=multipathtcp=0)",
@@ -39,23 +41,60 @@ def obstacles(
     container: Container, view: View, execs: Sequence[Exec] = (), runtime: str = "transship"
 ) -> tuple[Reason, ...]:
     """Everything against it; empty if it can be moved. `execs` are the running ones, `runtime` is ours."""
-    foreign = tuple(found for found in execs if not _is_probe(container, found))
     found = [
         *_state(container),
         *_namespaces(container),
         *_privileges(container, runtime),
         *_surroundings(container),
-        *_execs(foreign),
+        *_execs(foreign(container, execs)),
         *_tasks(view, {found.pid for found in execs}),
         *_files(view),
         *_unix_sockets(view),
+        *_lost_without_a_word(view),
     ]
     return tuple(dict.fromkeys(found))
+
+
+def foreign(container: Container, execs: Sequence[Exec]) -> tuple[Exec, ...]:
+    """Those that are not Docker's own probes of its health."""
+    return tuple(found for found in execs if not _is_probe(container, found))
+
+
+def shared_volumes(container: Container, copied: Sequence[str], running: Sequence[Summary]) -> tuple[Reason, ...]:
+    """Volumes that another running container has too: copied, they would be two, and go apart."""
+    ours = {mount.name: mount.writable for mount in container.mounts if mount.name in copied}
+    return tuple(
+        _no(f"its volume {name} is also used by {other.name}, which stays here", "stop that first, or share no volume")
+        for other in running
+        for name, writable in dict.fromkeys(other.volumes)
+        if other.id != container.id and name in ours and (writable or ours[name])
+    )
 
 
 def belongings_against(networks: Sequence[peer.Network], volumes: Sequence[peer.Volume]) -> tuple[Reason, ...]:
     """What in its networks and volumes can't be made again or carried."""
     return tuple(dict.fromkeys([*_networks(networks), *_volumes(volumes)]))
+
+
+def bound_against(bound: Bound, *, address_moves_along: bool) -> tuple[Reason, ...]:
+    """Sockets that could not be bound again as they are."""
+    staying = () if address_moves_along else sorted(bound.addresses)
+    return (
+        *(
+            _no(
+                f"a socket of it is bound to {address}, an address that does not move along",
+                "let it listen on all addresses, or give it a network whose addresses move along (macvlan)",
+            )
+            for address in staying
+        ),
+        *(
+            _no(
+                f"a socket of it is bound to the interface {name}, which is not there yet when CRIU restores it",
+                "close it, then move",
+            )
+            for name in sorted(bound.interfaces)
+        ),
+    )
 
 
 def warnings(container: Container, view: View) -> tuple[str, ...]:
@@ -161,6 +200,14 @@ def _volumes(volumes: Sequence[peer.Volume]) -> Iterator[Reason]:
 # As the kernel says
 
 
+def _lost_without_a_word(view: View) -> Iterator[Reason]:
+    """What CRIU does not look at: it would be gone, and nobody would be told."""
+    for group in view.groups:
+        yield _no(f"it has joined the multicast group {group}, and CRIU does not carry memberships")
+    for queue in view.queues:
+        yield _no(f"it has the POSIX message queue /{queue}, which CRIU can't carry", "remove it (mq_unlink)")
+
+
 def _tasks(view: View, execs: set[int]) -> Iterator[Reason]:
     pids = {process.pid for process in view.processes}
     own = {process.pid: process.namespaces for process in view.processes}.get(view.init, {})
@@ -170,8 +217,12 @@ def _tasks(view: View, execs: set[int]) -> Iterator[Reason]:
             yield _no(f"{who} is being traced", "detach the debugger", ErrorCode.BUSY)
         if process.pid != view.init and process.parent not in pids and process.pid not in execs:
             yield _no(f"{who} was put into it from outside", "end it, then move", ErrorCode.BUSY)
+        if process.state == "T" and view.cgroup_version == 1:
+            # the freezer of cgroup v1 keeps a stopped task from being traced (kernels from 6.1): CRIU would wait for it
+            yield _no(f"{who} is stopped, and can't be dumped with cgroup v1", "continue it (kill -CONT)")
         for kind, name in process.namespaces.items():
-            if own.get(kind, name) != name:
+            # What docker exec starts in a moved container is in this host's time namespace: CRIU made one for the rest.
+            if own.get(kind, name) != name and not (kind == "time" and process.pid in execs):
                 yield _no(f"{who} has a {kind} namespace of its own, and CRIU carries one for all")
 
 
@@ -179,7 +230,9 @@ def _files(view: View) -> Iterator[Reason]:
     for process in view.processes:
         for opened in process.files:
             if not _carried(opened):
-                what = {"socket": f"a socket of {opened.name}", "anon": opened.name}.get(opened.kind, opened.name)
+                what = f"a socket of {opened.name}" if opened.kind == "socket" else opened.name
+                if opened.kind == "renamed":
+                    what += ", a name that is gone while the file has another one"
                 verb = "maps" if opened.fd < 0 else "has open"
                 yield _no(f"{process.name} {verb} {what}, which CRIU can't carry", HINTS.get(opened.name, ""))
     if view.lost_watches:
@@ -215,7 +268,16 @@ def _warnings(container: Container, view: View) -> Iterator[str]:
     if container.log_driver in SENT_LOGS:
         yield f"its log lines so far stay where the driver {container.log_driver} sent them from here"
     for process in view.processes:
+        if 0 < process.processors < _processors(container, view):
+            yield f"{process.name} has chosen its processors (sched_setaffinity), and will run on any"
         if process.state == "D":
             yield f"{process.name} waits in the kernel; if it does not come back in time, the freeze is taken back"
     if container.auto_remove:
         yield "it is removed when it ends (--rm), so it can't be kept on this host after the move"
+
+
+def _processors(container: Container, view: View) -> int:
+    """How many the container may use."""
+    given = str(container.raw["HostConfig"].get("CpusetCpus") or "")
+    ranges = [(part.split("-")[0], part.split("-")[-1]) for part in given.split(",") if part]
+    return sum(int(last) - int(first) + 1 for first, last in ranges) or view.processors

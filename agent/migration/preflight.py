@@ -1,23 +1,36 @@
 """Before anything is touched: is there such a container, can it move, what would the peer need to take it?"""
 
+import asyncio
 import os
 import shutil
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from agent.base.errors import Refused
-from agent.checkpoint import freezer, proc
-from agent.doors.docker_model import Container, Image
-from agent.migration import admission, belongings, spec
+from agent.checkpoint import freezer, measure, proc
+from agent.doors.docker_model import Container, Exec, Image
+from agent.migration import admission, belongings, pins, spec
 from agent.migration.host import Host
-from agent.migration.obstacles import belongings_against, obstacles, warnings
+from agent.migration.obstacles import (
+    belongings_against,
+    bound_against,
+    foreign,
+    obstacles,
+    shared_volumes,
+    warnings,
+)
 from agent.migration.subject import Subject, Tree
 from agent.migration.view import View, look
+from agent.network import sockets
+from agent.prework import init
 from agent.prework.ids import IdMap, IdRange
 from agent.prework.tree import Source
-from protocol.commands import Migrate, TcpPolicy
+from protocol.commands import ExecPolicy, Migrate, TcpPolicy
 from protocol.errors import ErrorCode, Reason
 from protocol.peer import ImageRef, Network, Offer, Volume
+
+LOOK_AGAIN_SECONDS = 0.2
 
 
 async def examine(host: Host, request: Migrate, migration: str) -> Subject:
@@ -40,8 +53,9 @@ async def examine(host: Host, request: Migrate, migration: str) -> Subject:
             f"{container.name} is {container.state}, not running",
             hint="only a running container has state to move; create a stopped one anew at the target",
         )
+    execs = await _running_execs(host, request, container)
     view = await look(host.shell, container.pid)
-    reasons = list(obstacles(container, view, await host.docker.running_execs(container), host.settings.runtime))
+    reasons = list(obstacles(container, view, execs, host.settings.runtime))
     reasons += await _engine(host)
     image = await host.docker.image(container.image_id)
     if image is None:
@@ -52,13 +66,29 @@ async def examine(host: Host, request: Migrate, migration: str) -> Subject:
                 hint="pull it again, then move",
             )
         )
-    details = await _describe(host, container, image)
+    pinned = pins.recall(host.settings.state_dir, container.id)
+    details = await spec.describe(host.docker, container, image, pinned)
     reasons += belongings_against(details.networks, details.volumes)
-    memory = sum(task.resident_bytes for task in proc.tasks(freezer.cgroup_of(container.pid).tasks()))
+    bound = await asyncio.to_thread(sockets.bound, container.pid)
+    reasons += bound_against(bound, address_moves_along=details.address_moves_along)
+    copied = [volume.name for volume in details.volumes if belongings.copied(volume)]
+    reasons += shared_volumes(container, copied, await host.docker.list(all=False))
+    tasks = freezer.cgroup_of(container.pid).tasks()
+    memory = await asyncio.to_thread(measure.image_bytes, container.pid, tasks)
     reasons += _room(memory)
     if reasons or image is None:
         raise admission.refusal(host.name, container.name, reasons, verb="can't give")
     return await _subject(host, request, migration, container, image, details, view, memory)
+
+
+async def _running_execs(host: Host, request: Migrate, container: Container) -> tuple[Exec, ...]:
+    """What `docker exec` runs in it; none, if a wait for its end is wanted and was long enough."""
+    end = time.monotonic() + (host.settings.deadlines.execs if request.execs is ExecPolicy.WAIT else 0)
+    while True:
+        execs = await host.docker.running_execs(container)
+        if not foreign(container, execs) or time.monotonic() >= end:
+            return execs
+        await asyncio.sleep(LOOK_AGAIN_SECONDS)
 
 
 async def _engine(host: Host) -> list[Reason]:
@@ -103,7 +133,11 @@ async def _subject(
     memory: int,
 ) -> Subject:
     tcp = _tcp(request.tcp, details, container, view)
-    trees = _trees(container, details.volumes)
+    volumes = _told_apart(details.volumes)
+    trees = _trees(container, volumes)
+    places = [tree.source.root for tree in trees if not tree.bind]  # what of the rest is wanted, is not known yet
+    if digest := init.digest_of(container.pid):
+        details.create["HostConfig"]["Init"] = True  # it may be the engine's default, and not the target's
     offer = Offer(
         migration=migration,
         source=host.name,
@@ -120,11 +154,13 @@ async def _subject(
             tags=image.tags,
             size=image.size,
         ),
-        volumes=details.volumes,
-        networks=_with_current_addresses(details.networks, tcp),
+        volumes=volumes,
+        networks=details.networks if details.address_moves_along else _without_addresses(details.networks),
+        pinned=details.pinned,
+        init=digest,
         tcp=tcp,
         memory_bytes=memory,
-        files_bytes=sum(_tree_bytes(tree.source.root) for tree in trees),
+        files_bytes=await asyncio.to_thread(lambda: sum(map(_tree_bytes, places))),
         tasks=len(view.processes),
         engine=await host.engine(),
         kernel=os.uname().release,
@@ -148,21 +184,8 @@ async def _subject(
     )
 
 
-async def _describe(host: Host, container: Container, image: Image | None) -> spec.Spec:
-    networks = {found.network: await host.docker.network(found.network) for found in container.networks}
-    volumes = {mount.name: await host.docker.volume(mount.name) for mount in container.mounts if mount.kind == "volume"}
-    return spec.spec_of(
-        container,
-        image,
-        {name: network for name, network in networks.items() if network is not None},
-        {name: volume for name, volume in volumes.items() if volume is not None},
-    )
-
-
-def _with_current_addresses(networks: tuple[Network, ...], tcp: TcpPolicy) -> tuple[Network, ...]:
-    """Only addresses that move along: one that does not must not stand on lo, nor count as taken."""
-    if tcp is TcpPolicy.KEEP:
-        return networks
+def _without_addresses(networks: tuple[Network, ...]) -> tuple[Network, ...]:
+    """One that does not move along must not stand on lo, nor count as taken."""
     return tuple(network.model_copy(update={"addresses": ()}) for network in networks)
 
 
@@ -185,13 +208,25 @@ def _tcp(wanted: TcpPolicy, details: spec.Spec, container: Container, view: View
     return wanted
 
 
+def _told_apart(volumes: Sequence[Volume]) -> tuple[Volume, ...]:
+    """Folders that are mounted as such can be copied; single files, sockets and devices can't."""
+    return tuple(
+        volume.model_copy(update={"copyable": volume.kind == "bind" and Path(volume.name).is_dir()})
+        for volume in volumes
+    )
+
+
 def _trees(container: Container, volumes: Sequence[Volume]) -> list[Tree]:
     ids = id_map(container.pid)
     trees = [Tree("root", Source(upper_dir(container), layer=True, merged=f"/proc/{container.pid}/root", ids=ids))]
-    for mount in container.mounts:
-        wanted = next((volume for volume in volumes if volume.name == mount.name and belongings.copied(volume)), None)
-        if mount.kind == "volume" and wanted is not None and all(tree.name != f"volume:{mount.name}" for tree in trees):
-            trees.append(Tree(f"volume:{mount.name}", Source(mount.source, ids=ids)))
+    places = {mount.destination: mount.source for mount in container.mounts}
+    for number, volume in enumerate(volumes):
+        place = Source(places[volume.destination], ids=ids)
+        if all(tree.source.root != place.root for tree in trees):
+            if belongings.copied(volume):
+                trees.append(Tree(f"volume:{volume.name}", place))
+            elif volume.copyable:
+                trees.append(Tree(f"bind:{number}", place))
     return trees
 
 

@@ -4,6 +4,7 @@ Until COMMITTED everything can be taken back by this side alone, and is, on any 
 """
 
 import asyncio
+import contextlib
 import logging
 import time
 
@@ -17,8 +18,9 @@ from agent.migration.files import FilePasses
 from agent.migration.host import Host
 from agent.migration.run import Run
 from agent.migration.subject import Subject
-from agent.network import lock
+from agent.network import identity, lock, quiet
 from agent.strategy import Strategy
+from protocol.commands import TcpPolicy
 from protocol.peer import Manifest, Running
 from protocol.status import Phase
 
@@ -65,12 +67,16 @@ async def migrate(run: Run, subject: Subject, host: Host, peer: PeerClient, stra
 async def finish(run: Run, subject: Subject, host: Host, peer: PeerClient, strategy: Strategy) -> None:
     """From the decision to the end; a restarted source goes on here. Every step is safe to repeat."""
     if run.phase is Phase.COMMITTED:
+        if subject.offer.tcp is TcpPolicy.CLOSE:
+            await hang_up(host, subject)
         running = await go_until_answered(run, host, peer)  # the blackout ends there
         if "frozen_at" in run.figures:
             run.figures["blackout_ms"] = (time.monotonic() - run.figures["frozen_at"]) * 1000
         run.target_phases = running.phases
         run.notes += [note for note in running.notes if note not in run.notes]
         await run.enter(Phase.RUNNING)
+    if subject.pid in subject.cgroup.tasks():
+        await quiet.drop(subject.pid)
     await leaving.end_copy(host, run, subject)
     await strategy.release(host.shell, run.id)
     await leaving.tell_forget(peer, run)
@@ -79,10 +85,15 @@ async def finish(run: Run, subject: Subject, host: Host, peer: PeerClient, strat
 
 async def hold(run: Run, subject: Subject, host: Host) -> list[proc.Task]:
     """Frozen, not dead: network locked, tasks frozen; the tasks there are."""
-    # Both at once: what the kernel acknowledges between the two is in the receive queues before the dump begins.
-    began = run.figures["frozen_at"] = time.monotonic()
-    await both(lock.lock(host.shell, subject.pid), freezer.freeze(subject.cgroup, host.settings.deadlines.freeze))
+    began, keep = time.monotonic(), subject.offer.tcp is TcpPolicy.KEEP
+    seconds = host.settings.deadlines.freeze
+    held = await quiet.hold(host.shell, subject.pid, subject.cgroup, seconds, accepted=keep)
+    run.figures["frozen_at"] = held.frozen_at
     run.figures["freeze_ms"] = (time.monotonic() - began) * 1000
+    if held.left.stuck + held.left.closing and keep:
+        run.notes.append(
+            f"{held.left.stuck + held.left.closing} connections that it had closed were not delivered to their end"
+        )
     return proc.tasks(subject.cgroup.tasks())
 
 
@@ -93,6 +104,15 @@ async def release(host: Host, subject: Subject) -> None:
             await lock.unlock(host.shell, subject.pid)
         finally:  # a mute container is bad, a frozen one is worse
             await freezer.thaw(subject.cgroup)
+        with contextlib.suppress(OSError):  # the target may have announced itself, and switches send its frames there
+            await asyncio.to_thread(identity.announce, subject.pid)
+
+
+async def hang_up(host: Host, subject: Subject) -> None:
+    """Connections that don't go on are ended here, before the target says where the address is."""
+    if subject.pid in subject.cgroup.tasks():  # its number may be another's by now, after a crash
+        with contextlib.suppress(AgentError):  # then their other sides have to find out by themselves
+            await quiet.hang_up(host.shell, subject.pid)
 
 
 async def commit(run: Run, undo: Undo) -> None:

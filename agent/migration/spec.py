@@ -6,24 +6,24 @@ the restart policy. Only `describe` asks Docker; what stands against a move is s
 """
 
 import posixpath
-import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from agent.doors import docker_model
 from agent.doors.docker import Docker
 from agent.doors.docker_model import Attachment, Container, Image, Mount
 from agent.migration.fields import unknown_fields
+from agent.migration.pins import Pinned
 from protocol import peer
 
 PREDEFINED = ("bridge", "host", "none")
 """Networks that every engine has; they take no wishes for addresses."""
 MOVING_DRIVERS = ("macvlan", "ipvlan")
 """Where an address is one of the outer network, so that its peers find it on the target too."""
-ENDPOINT_SYSCTLS = "com.docker.network.endpoint.sysctls"
-_ETH0 = re.compile(r"net\.[^.]+\.[^.]+\.eth0\.")
-ANONYMOUS = "com.docker.volume.anonymous"
+
+NONE: Pinned = MappingProxyType({})
 
 Body = dict[str, Any]
 Networks = Mapping[str, docker_model.Network]
@@ -40,13 +40,13 @@ class Spec:
     volumes: tuple[peer.Volume, ...]
     address_moves_along: bool
     """Every address is reachable on the target as it was: established connections can go on."""
-    pinned: tuple[str, ...]
-    """Networks on which the current address is asked for, though the user left the choice to Docker."""
+    pinned: dict[str, tuple[str, ...]]
+    """By network, the wishes that the user has not made: the current addresses, of Docker's choice so far."""
     notes: tuple[str, ...]
     """What will not be exactly as before, each a sentence."""
 
 
-async def describe(docker: Docker, container: Container, image: Image | None) -> Spec:
+async def describe(docker: Docker, container: Container, image: Image | None, pinned: Pinned) -> Spec:
     """Ask for its networks and volumes, and put it all together."""
     networks = [await docker.network(found.network_id or found.network) for found in container.networks]
     names = {mount.name for mount in container.mounts if mount.kind == "volume"}
@@ -56,29 +56,41 @@ async def describe(docker: Docker, container: Container, image: Image | None) ->
         image,
         {network.name: network for network in networks if network is not None},
         {volume.name: volume for volume in volumes if volume is not None},
+        pinned,
     )
 
 
-def spec_of(container: Container, image: Image | None, networks: Networks, volumes: Volumes) -> Spec:
-    """Everything about a container; `networks` by name, those it is attached to, and `volumes` by name."""
-    ends = {found.network: _endpoint(container, found, networks.get(found.network)) for found in container.networks}
+def spec_of(
+    container: Container,
+    image: Image | None,
+    networks: Networks,
+    volumes: Volumes,
+    before: Pinned = NONE,
+) -> Spec:
+    """Everything about a container; `networks` by name, those it is attached to, and `volumes` by name.
+
+    `before` has the wishes that a move has made for it, and not its user.
+    """
+    ends = {
+        found.network: _endpoint(container, found, networks.get(found.network), before.get(found.network, ()))
+        for found in container.networks
+    }
     return Spec(
-        create=create_body(container, image, networks),
+        create=create_body(container, image, {name: end for name, (end, _) in ends.items()}),
         networks=tuple(_network(found, networks.get(found.network), ends) for found in container.networks),
         volumes=volumes_of(container, volumes),
         address_moves_along=all(_moves(found, networks) for found in container.networks),
-        pinned=tuple(name for name, (_, pinned) in ends.items() if pinned),
+        pinned={name: pinned for name, (_, pinned) in ends.items() if pinned},
         notes=tuple(_notes(container)),
     )
 
 
-def create_body(container: Container, image: Image | None, networks: Networks) -> Body:
+def create_body(container: Container, image: Image | None, ends: Mapping[str, Body]) -> Body:
     """The body that makes this container again, by names and not by ids."""
     config: Body = {key: value for key, value in container.raw["Config"].items() if key != "MacAddress"}
     if not config.get("Entrypoint") and image is not None and image.config.get("Entrypoint"):
         # The user cleared it. Docker shows that as null, but null in a body would bring the image's back.
         config["Entrypoint"] = [""]
-    ends = {found.network: _endpoint(container, found, networks.get(found.network))[0] for found in container.networks}
     ends = {name: end for name, end in ends.items() if name not in ("host", "none")}
     return {**config, "HostConfig": _host_config(container), "NetworkingConfig": {"EndpointsConfig": ends}}
 
@@ -88,10 +100,8 @@ def _host_config(container: Container) -> Body:
     host["RestartPolicy"] = {"Name": "no"}
     host["NetworkMode"] = _network_mode(container)
     host["VolumesFrom"] = host["Links"] = None
-    named, binds = _mounts(container, host.get("Mounts") or ()), host.get("Binds") or ()
-    host["Binds"] = [bind for bind in binds if ":" in bind] or None
-    if named:
-        host["Mounts"] = named
+    if borrowed := _borrowed(container):
+        host["Mounts"] = [*(host.get("Mounts") or ()), *borrowed]
     return host
 
 
@@ -112,24 +122,31 @@ def _network_mode(container: Container) -> str:
 # Networks
 
 
-def _endpoint(container: Container, found: Attachment, network: docker_model.Network | None) -> tuple[Body, bool]:
-    """The wishes for one network, and whether addresses are among them that the user did not ask for."""
+def _endpoint(
+    container: Container, found: Attachment, network: docker_model.Network | None, before: Sequence[str]
+) -> tuple[Body, tuple[str, ...]]:
+    """The wishes for one network, and which of them the user did not make."""
     raw = container.raw["NetworkSettings"]["Networks"][found.network] or {}
     end: Body = {key: raw[key] for key in ("Links", "DriverOpts", "GwPriority", "IPAMConfig") if raw.get(key)}
     # Up to API 1.44 Docker adds the short id by itself.
     if aliases := [alias for alias in raw.get("Aliases") or () if alias != container.id[:12]]:
         end["Aliases"] = aliases
-    if found.network == _network_mode(container) and (mac := container.raw["Config"].get("MacAddress")):
+    if ipam := {key: value for key, value in (end.pop("IPAMConfig", None) or {}).items() if key not in before}:
+        end["IPAMConfig"] = ipam
+    mac = container.raw["Config"].get("MacAddress") if "MacAddress" not in before else ""
+    if found.network == _network_mode(container) and mac:
         end["MacAddress"] = mac  # of the user's choice: one of Docker's choice is not shown there
     if not _takes_addresses(found, network):
-        return end, False
+        return end, ()
     asked = end.get("IPAMConfig") or {}
     wishes = {"IPv4Address": _bare(found.ipv4), "IPv6Address": _bare(found.ipv6)}
     pinned = {key: address for key, address in wishes.items() if address and not asked.get(key)}
     end["IPAMConfig"] = {**asked, **pinned}
-    if network is not None and network.driver != "ipvlan":  # there all have the MAC address of the parent
-        end.setdefault("MacAddress", found.mac)
-    return end, bool(pinned)
+    keys = tuple(pinned)
+    if network is not None and network.driver != "ipvlan" and "MacAddress" not in end:
+        # in an ipvlan all have the MAC address of the parent
+        end["MacAddress"], keys = found.mac, (*keys, "MacAddress")
+    return end, keys
 
 
 def _takes_addresses(found: Attachment, network: docker_model.Network | None) -> bool:
@@ -151,7 +168,7 @@ def _moves(found: Attachment, networks: Networks) -> bool:
 
 
 def _network(
-    found: Attachment, network: docker_model.Network | None, ends: Mapping[str, tuple[Body, bool]]
+    found: Attachment, network: docker_model.Network | None, ends: Mapping[str, tuple[Body, tuple[str, ...]]]
 ) -> peer.Network:
     wishes = ends[found.network][0]
     asked = set((wishes.get("IPAMConfig") or {}).values()) if _takes_addresses(found, network) else set()
@@ -188,90 +205,63 @@ def _subnet(entry: Mapping[str, Any]) -> Body:
     return {**known, "Gateway": _bare(known["Gateway"])} if "Gateway" in known else known
 
 
-def without_addresses(create: Body, names: Collection[str]) -> Body:
-    """The body without wishes for addresses on these networks: where the target's network is another subnet."""
-    config: Body = create["NetworkingConfig"]
-    ends = {
-        name: {key: value for key, value in end.items() if name not in names or key not in ("IPAMConfig", "MacAddress")}
-        for name, end in config["EndpointsConfig"].items()
-    }
-    return {**create, "NetworkingConfig": {**config, "EndpointsConfig": ends}}
-
-
-def fit_engine(create: Body, api: str) -> tuple[Body, tuple[str, ...]]:
-    """The body as an engine of that API version takes it, and what it can't do."""
-    host: Body = create["HostConfig"]
-    ends: Body = create["NetworkingConfig"]["EndpointsConfig"]
-    if tuple(map(int, api.split("."))) < (1, 48):
-        asked = [name for name, end in ends.items() if end.get("GwPriority")]
-        return create, tuple(f"the priority of its gateway on {name} is not known to that engine" for name in asked)
-    # Docker 28 takes the settings of an interface with its network only.
-    sysctls = {key: value for key, value in (host.get("Sysctls") or {}).items() if _ETH0.match(key)}
-    first = host["NetworkMode"]
-    if not sysctls or first not in ends:
-        return create, ()
-    moved = ",".join(f"{key.replace('.eth0.', '.IFNAME.')}={value}" for key, value in sysctls.items())
-    options = ends[first].get("DriverOpts") or {}
-    wishes = ",".join(filter(None, (moved, options.get(ENDPOINT_SYSCTLS))))
-    end = {**ends[first], "DriverOpts": {**options, ENDPOINT_SYSCTLS: wishes}}
-    rest = {key: value for key, value in host["Sysctls"].items() if key not in sysctls}
-    networking = {**create["NetworkingConfig"], "EndpointsConfig": {**ends, first: end}}
-    return {**create, "HostConfig": {**host, "Sysctls": rest}, "NetworkingConfig": networking}, ()
-
-
 # Volumes and mounts
 
 
 def volumes_of(container: Container, volumes: Volumes) -> tuple[peer.Volume, ...]:
     """The mounts whose content lies outside the container's own file system."""
+    anonymous = _anonymous(container)
     return tuple(
-        _volume(mount, volumes.get(mount.name)) for mount in container.mounts if mount.kind in ("volume", "bind")
+        _volume(mount, volumes.get(mount.name), mount.destination in anonymous)
+        for mount in container.mounts
+        if mount.kind in ("volume", "bind")
     )
 
 
-def _volume(mount: Mount, volume: docker_model.Volume | None) -> peer.Volume:
-    labels = volume.labels if volume is not None else {}
+def _volume(mount: Mount, volume: docker_model.Volume | None, anonymous: bool) -> peer.Volume:
     return peer.Volume(
         kind="volume" if mount.kind == "volume" else "bind",
         name=mount.name if mount.kind == "volume" else mount.source,
         destination=mount.destination,
         driver=mount.driver or "local",
         options=dict(volume.options) if volume is not None else {},
-        labels=dict(labels),
-        anonymous=mount.kind == "volume" and (ANONYMOUS in labels or _generated(mount.name)),
+        labels=dict(volume.labels) if volume is not None else {},
+        anonymous=anonymous,
         read_only=not mount.writable,
     )
 
 
-def _generated(name: str) -> bool:
-    """Docker's own naming; up to 27 it does not label the anonymous volumes of --mount."""
-    return re.fullmatch("[0-9a-f]{64}", name) is not None
+def _places(container: Container) -> tuple[set[str], set[str], set[str]]:
+    """Where something is mounted: of the user's choice; where a volume is wanted, which is Docker's; of the image's."""
+    host = container.raw["HostConfig"]
+    mounts, binds = host.get("Mounts") or (), host.get("Binds") or ()
+    unsaid = [entry["Target"] for entry in mounts if entry.get("Type") == "volume" and not entry.get("Source")]
+    unsaid += [bind for bind in binds if ":" not in bind]
+    said = [entry["Target"] for entry in mounts] + [bind.split(":")[1] for bind in binds if ":" in bind]
+    declared = container.raw["Config"].get("Volumes") or {}
+    wanted = set(map(posixpath.normpath, unsaid))
+    return set(map(posixpath.normpath, said)) - wanted, wanted, set(map(posixpath.normpath, declared))
 
 
-def _mounts(container: Container, declared: Sequence[Body]) -> list[Body]:
-    """HostConfig.Mounts, and in it by name all that Docker would else find no content for on the target.
+def _anonymous(container: Container) -> set[str]:
+    """Where Docker has made a volume by itself, which goes with the container if that is told to."""
+    said, unsaid, declared = _places(container)
+    return (unsaid | declared) - said - {entry["Target"] for entry in _borrowed(container)}
 
-    Those are anonymous volumes, and mounts borrowed from other containers.
-    """
-    by_place = {mount.destination: mount for mount in container.mounts}
-    bound = {
-        posixpath.normpath(bind.split(":")[1]) for bind in container.raw["HostConfig"].get("Binds") or () if ":" in bind
-    }
-    result: list[Body] = []
-    for entry in declared:
-        place = posixpath.normpath(entry["Target"])
-        bound.add(place)
-        if entry.get("Type") == "volume" and not entry.get("Source") and place in by_place:
-            options = {**(entry.get("VolumeOptions") or {}), "NoCopy": True}
-            entry = {**entry, "Source": by_place[place].name, "VolumeOptions": options}
-        result.append(entry)
-    return result + [_explicit(mount) for place, mount in by_place.items() if place not in bound]
+
+def _borrowed(container: Container) -> list[Body]:
+    """Mounts taken over from other containers (--volumes-from), as entries of HostConfig.Mounts."""
+    if not container.raw["HostConfig"].get("VolumesFrom"):
+        return []
+    said, unsaid, _ = _places(container)
+    return [
+        _explicit(mount) for mount in container.mounts if posixpath.normpath(mount.destination) not in said | unsaid
+    ]
 
 
 def _explicit(mount: Mount) -> Body:
     entry: Body = {"Type": mount.kind, "Target": mount.destination, "ReadOnly": not mount.writable}
     if mount.kind == "volume":
-        # What the image has there must not be copied in: the content comes from the source, be it empty.
         return {**entry, "Source": mount.name, "VolumeOptions": {"NoCopy": True}}
     return {**entry, "Source": mount.source}
 
@@ -292,9 +282,8 @@ def _notes(container: Container) -> Iterator[str]:
         yield f"port {port} is published on a port of Docker's choice, which will be another"
     if host.get("VolumesFrom"):
         yield "its --volumes-from is written out as mounts of its own"
-    named = {entry.get("Source") for entry in _mounts(container, host.get("Mounts") or ())}
-    if any(mount.kind == "volume" and mount.name in named and _generated(mount.name) for mount in container.mounts):
-        yield "its anonymous volumes keep their names, and `docker rm --volumes` will leave them"
+    if _anonymous(container):
+        yield "its anonymous volumes keep their content, not their names"
     mode = str(host.get("NetworkMode") or "default")
     if container.networks and mode not in ("default", _network_mode(container)) and len(mode) < 12:
         yield f"it is no longer on its first network {mode}, and will not have it as its network mode"

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agent.checkpoint.criu import CriuOptions
+from agent.checkpoint.criu import GHOST_LIMIT, CriuOptions
 from agent.checkpoint.freezer import Cgroup
 from agent.doors.peer_client import PeerClient
 from agent.migration.host import Host
@@ -18,10 +18,14 @@ from protocol.peer import Offer
 
 @dataclass(frozen=True, slots=True)
 class Tree:
-    """A file tree that travels: the writable layer (`root`) or a volume (`volume:NAME`)."""
+    """A file tree that travels: the writable layer (`root`), a volume (`volume:NAME`) or a bind mount (`bind:N`)."""
 
     name: str
     source: Source
+
+    @property
+    def bind(self) -> bool:
+        return self.name.startswith("bind:")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +55,7 @@ class Subject:
             migration=run.id,
             container_id=self.id,
             resident_bytes=self.memory_bytes,
-            options=CriuOptions(tcp=self.offer.tcp, watched=self.watched),
+            options=CriuOptions(self.offer.tcp, ghost_limit=GHOST_LIMIT + self.memory_bytes, watched=self.watched),
             dump_seconds=host.settings.deadlines.dump,
             shell=host.shell,
             peer=peer,

@@ -17,16 +17,16 @@ from typing import Any
 
 from agent.base.errors import Cancelled, CorruptPart, Refused, RestoreFailed, StepFailed, Stranded
 from agent.base.tasks import both
-from agent.checkpoint import freezer, logs, proc
-from agent.checkpoint.criu import CriuOptions
+from agent.checkpoint import freezer, images, logs, proc
+from agent.checkpoint.criu import CriuOptions, tasks_in
 from agent.checkpoint.segments import SegmentWriter
 from agent.doors.handover import HandOver, RestoreResult, StagedInfo
 from agent.doors.peer_server import Stream
-from agent.migration import belongings, held, restarting
+from agent.migration import belongings, creating, fitting, held, restarting
 from agent.migration.host import Host
 from agent.migration.run import Run
 from agent.network import identity, lock
-from agent.prework import container_log
+from agent.prework import container_log, init
 from agent.prework.stream import unpacked
 from protocol.errors import ErrorCode
 from protocol.peer import Created, Manifest, Offer, Prepared, Running, SentPart, Staged
@@ -82,15 +82,9 @@ class Target:
 
     async def create(self) -> Created:
         """Create the container, with no restart policy, and what it needs around it."""
-        docker = self._host.docker
-        image = await belongings.image_here(docker, self.offer.image)
-        self.run.notes += image.notes
         await belongings.provide(self._host, self.run, self.offer)
-        body = {**self.offer.create, "Image": image.name}
-        body["HostConfig"] = {**body.get("HostConfig", {}), "Runtime": self._host.settings.runtime}
-        await self.run.note_down(creating=self.offer.container)
-        created = await docker.create(self.offer.container, body)
-        await self.run.note_down(container_id=created)
+        created = await creating.create(self._host, self.run, self.offer)
+        await belongings.take_over_volumes(self._host, self.run, self.offer, created)
         return Created(container_id=created, notes=tuple(self.run.notes))
 
     async def log(self, stream: Stream) -> None:
@@ -111,6 +105,7 @@ class Target:
             image_bytes=image_room(self.offer),
             options=CriuOptions(tcp=self.offer.tcp),
             stand_in=self._addresses(),
+            sources={init.PLACE: init.kept(self.offer.init)} if self.offer.init else {},
         )
         self._start = asyncio.create_task(
             self._host.docker.start(self.container_id), name=f"start {self.container_id[:12]}"
@@ -124,9 +119,12 @@ class Target:
         return Staged(network_attached_early=self._staged.network_attached_early)
 
     async def files(self, name: str, stream: Stream) -> None:
-        """One pass of the writable layer (`root:N`) or of a volume (`volume:NAME:N`)."""
+        """One pass of the writable layer (`root:N`), a volume (`volume:NAME:N`) or a bind mount (`bind:NUMBER:N`)."""
         with self._streaming():
-            await self._files(name, stream)
+            if name == "init":
+                await init.keep(self.offer.init, aiter(stream))
+            else:
+                await self._files(name, stream)
             self._took(stream.part(name))
 
     async def _files(self, name: str, stream: Stream) -> None:
@@ -138,6 +136,8 @@ class Target:
         elif kind == "volume" and len(rest) >= 1:
             place = await belongings.volume_path(self._host, self.run, rest[0])
             await unpacked(aiter(stream), str(place), ids=self._staged.ids)
+        elif kind == "bind" and len(rest) >= 1:
+            await unpacked(aiter(stream), str(belongings.bind_path(self.run, rest[0])), ids=self._staged.ids)
         else:
             raise CorruptPart(f"a part of an unknown kind: {name!r}")
 
@@ -169,6 +169,7 @@ class Target:
         assert self._hand_over is not None
         self._check_arrived(manifest)
         await self.run.enter(Phase.RESTORING)
+        await asyncio.to_thread(images.mend, self._hand_over.images)
         if self._staged is not None:
             self._hand_over.give_images_to(self._staged.ids)
         self._hand_over.say("restore")
@@ -177,8 +178,12 @@ class Target:
         result = self._hand_over.result()
         self._prove(manifest, result)
         await freezer.freeze(freezer.cgroup_of(result.pid), self._host.settings.deadlines.freeze)
-        if self._staged is not None and not self._staged.network_attached_early:
-            await identity.take_down_stand_in(self._host.shell, result.pid, self._addresses())
+        early = self._staged is not None and self._staged.network_attached_early
+        wanted = (fitting.host_config(self.offer.create).get("Sysctls") or {}).get("net.ipv4.ip_nonlocal_bind", "")
+        await both(
+            identity.bind_as_usual(self._host.shell, result.pid, wanted),
+            identity.take_down_stand_in(self._host.shell, result.pid, () if early else self._addresses()),
+        )
         await self.run.enter(Phase.PREPARED, pid=result.pid, pid_start=proc.start_time(result.pid))
         return Prepared(
             tasks=manifest.tasks,
@@ -189,9 +194,10 @@ class Target:
     async def _taken_over(self) -> None:
         """From here on dockerd has the container, whatever becomes of this agent."""
         assert self._start is not None
-        await asyncio.wait({self._start}, timeout=START_SECONDS)
-        if not self._start.done():  # it has failed (a port is taken, say), and waits for the end of what is held
-            await self._end_copy(self._hand_over_again())
+        hand_over = self._hand_over_again()
+        result = await hand_over.outcome(START_SECONDS)
+        if result is not None and not await held.is_started(self._start, result, START_SECONDS):
+            await self._end_copy(hand_over)
         await self._start
 
     async def go(self) -> Running:
@@ -375,12 +381,15 @@ class Target:
     def _prove(self, manifest: Manifest, result: RestoreResult) -> None:
         """A cold start must never pass for a restore (rule 5).
 
-        The proof is CRIU's own: its action script has named the first process, and each task, as many as there were,
-        is in CRIU's hand. (Its statistics are written when the tasks run, too late for this.)
+        The proof is CRIU's own: its action script has named the first process, and each task, as many as were dumped,
+        is in CRIU's hand. (Its statistics are written when the tasks run, too late for this.) The source may have seen
+        more: what `docker exec` or a probe has put into the container is in no dump.
         """
-        tasks = [task for task in proc.tasks(freezer.cgroup_of(result.pid).tasks()) if task.nested]
-        if len(tasks) != manifest.tasks:
-            raise RestoreFailed(f"{len(tasks)} of {manifest.tasks} tasks were restored")
+        assert self._hand_over is not None
+        dumped = tasks_in(self._hand_over.images)
+        tasks = proc.own(proc.tasks(freezer.cgroup_of(result.pid).tasks()), result.pid)
+        if len(tasks) != dumped or dumped > manifest.tasks:
+            raise RestoreFailed(f"{len(tasks)} of {dumped} tasks were restored; the source has {manifest.tasks}")
         free = [task.pid for task in tasks if not task.tracer and task.state != "Z"]
         if free:
             raise RestoreFailed(f"{len(free)} of {len(tasks)} restored tasks are not held")

@@ -16,10 +16,12 @@ from pathlib import Path
 from agent.base.errors import ContainerGone
 from agent.base.shell import Shell
 from agent.checkpoint.freezer import cgroup_of
-from agent.network.lock import in_netns
+from agent.network import groups
+from agent.network.namespace import in_netns
 
 NAMESPACES = ("pid", "user", "uts", "ipc", "cgroup", "time")
 """Those of which CRIU dumps one for the whole container; mount and network namespaces may be nested."""
+SEMAPHORE = "eventfd in semaphore mode"
 _WATCH = re.compile(rb"^inotify .*?\bino:([0-9a-f]+) sdev:([0-9a-f]+)", re.MULTILINE)
 _UNIX = re.compile(r"^u_(\w+)\s+(\S+)\s+\d+\s+\d+\s+(.*) (\d+) \* (\d+)\s*$")
 # In /proc/net/tcp; the rest has no socket of a process behind it or is listening.
@@ -32,7 +34,7 @@ class OpenFile:
 
     fd: int
     kind: str
-    """anon, socket, char, block, or other."""
+    """anon, socket, char, block, renamed (a file whose name is gone and which has another one), or other."""
     name: str
     """Of an anonymous inode its type (io_uring, eventpoll), of a socket its protocol (TCP, MPTCP), else the path."""
     device: tuple[int, int] | None = None
@@ -50,6 +52,8 @@ class Process:
     tracer: int
     namespaces: Mapping[str, str]
     files: tuple[OpenFile, ...]
+    processors: int = 0
+    """How many it may run on; 0 if that was not seen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +87,13 @@ class View:
     """Paths on the root file system under an inotify watch; CRIU finds them only if told (`irmap-scan-path`)."""
     lost_watches: int = 0
     """Watches on the root file system whose path was not found."""
+    groups: tuple[str, ...] = ()
+    """Multicast groups that were joined."""
+    queues: tuple[str, ...] = ()
+    """POSIX message queues."""
+    processors: int = 0
+    """Of this host, as far as the container may use them."""
+    cgroup_version: int = 2
 
 
 async def look(shell: Shell, pid: int) -> View:
@@ -106,6 +117,10 @@ async def look(shell: Shell, pid: int) -> View:
         tcp=_tcp(pid),
         watched=watched,
         lost_watches=max(0, len(watches) - len(watched)),
+        groups=groups.joined(pid),
+        queues=_queues(pid),
+        processors=len(os.sched_getaffinity(0)),
+        cgroup_version=group.version,
     )
 
 
@@ -122,6 +137,7 @@ def _process(pid: int) -> Process | None:
             tracer=int(fields["TracerPid"]),
             namespaces=_namespaces(folder),
             files=(*_descriptors(folder), *_mappings(folder)),
+            processors=len(os.sched_getaffinity(pid)),
         )
     except (OSError, KeyError):
         return None
@@ -145,10 +161,13 @@ def _descriptors(folder: Path) -> list[OpenFile]:
 def _classify(path: Path, target: str) -> OpenFile | None:
     fd = int(path.name)
     if target.startswith("anon_inode:"):
-        return OpenFile(fd, "anon", target.removeprefix("anon_inode:").strip("[]"))
+        name = target.removeprefix("anon_inode:").strip("[]")
+        return OpenFile(fd, "anon", SEMAPHORE if name == "eventfd" and _is_semaphore(path) else name)
     if target.startswith("socket:["):
         protocol = os.getxattr(path, "system.sockprotoname").rstrip(b"\0").decode()
         return OpenFile(fd, "socket", protocol, inode=int(target[8:-1]))
+    if target.endswith(" (deleted)") and _has_another_name(path):
+        return OpenFile(fd, "renamed", target.removesuffix(" (deleted)"))
     if target.startswith("/dev/"):
         found = path.stat()
         kind = "char" if stat.S_ISCHR(found.st_mode) else "block" if stat.S_ISBLK(found.st_mode) else ""
@@ -156,6 +175,32 @@ def _classify(path: Path, target: str) -> OpenFile | None:
         return OpenFile(fd, kind, target, device) if kind else None
     known = target.startswith(("/", "pipe:", "mnt:", "net:", "pid:", "user:", "uts:", "ipc:", "cgroup:", "time:"))
     return None if known else OpenFile(fd, "other", target)
+
+
+def _is_semaphore(descriptor: Path) -> bool:
+    about = descriptor.parents[1] / "fdinfo" / descriptor.name
+    return b"eventfd-semaphore: 1" in about.read_bytes()
+
+
+def _has_another_name(descriptor: Path) -> bool:
+    """CRIU gives such a file a name for the time of the move; on a tmpfs it takes that along itself."""
+    found = descriptor.stat()
+    return stat.S_ISREG(found.st_mode) and found.st_nlink > 0 and not _on_tmpfs(descriptor.parents[1], found.st_dev)
+
+
+def _on_tmpfs(process: Path, device: int) -> bool:
+    number = f"{os.major(device)}:{os.minor(device)}"
+    lines = (process / "mountinfo").read_text().splitlines()
+    return any(line.split()[2] == number and " - tmpfs " in line for line in lines)
+
+
+def _queues(pid: int) -> tuple[str, ...]:
+    """Docker mounts the IPC namespace's queues at their usual place."""
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/mountinfo").read_text().splitlines():
+            if " - mqueue " in line:
+                return tuple(sorted(each.name for each in Path(f"/proc/{pid}/root{line.split()[4]}").iterdir()))
+    return ()
 
 
 def _mappings(folder: Path) -> list[OpenFile]:

@@ -5,24 +5,20 @@ the addresses stand on `lo`: as /32 and /128 (a wider prefix makes the whole sub
 with RST), with a default route of a high metric (without one, dockerd fails to set its gateway: "file exists").
 """
 
-import ctypes
 import fcntl
-import os
 import socket
 import struct
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_interface
 from pathlib import Path
 
 from agent.base.shell import Shell
-from agent.network.lock import in_netns
+from agent.network.namespace import in_netns, within
 
 METRIC = 1_000_000
 DEFAULT = {4: "0.0.0.0/0", 6: "::/0"}
 """By address, since a line of `ip -batch` takes no option for the family."""
-CLONE_NEWNET = 0x40000000
 ANNOUNCEMENTS = 2
 """Sent per address: one may fall into a switch's port that is just coming up."""
 
@@ -72,42 +68,30 @@ async def take_down_stand_in(shell: Shell, pid: int, addresses: Sequence[str]) -
         )
 
 
-def _setns(path: str) -> None:
-    libc = ctypes.CDLL(None, use_errno=True)
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        if libc.setns(fd, CLONE_NEWNET) != 0:
-            error = ctypes.get_errno()
-            raise OSError(error, os.strerror(error), path)
-    finally:
-        os.close(fd)
+async def bind_as_usual(shell: Shell, pid: int, wanted: str) -> None:
+    """Programs bind to addresses of their own again, or as the container's --sysctl says.
+
+    During the restore any address will do: of a listening program's IPv4 address CRIU can't be told that it is to come.
+    """
+    script = f"printf {int(wanted or 0)} >/proc/sys/net/ipv4/ip_nonlocal_bind"
+    await shell.run(*in_netns(pid, "sh", "-c", script), label="bind as usual", timeout=10)
 
 
 def announce(pid: int) -> list[str]:
     """Tell the neighbours of `pid`'s network namespace where its addresses are now; returns what was announced.
 
     Gratuitous ARP (RFC 5227, 3) and unsolicited neighbour advertisements (RFC 4861, 7.2.6). Until then switches send
-    frames for the MAC to the port where it was. Blocks for about a millisecond; changes the network namespace only of
-    a thread of its own.
+    frames for the MAC to the port where it was. Blocks for about a millisecond.
     """
+    return within(pid, _announce_all)
+
+
+def _announce_all() -> list[str]:
     said: list[str] = []
-    failed: list[OSError] = []
-
-    def work() -> None:
-        try:
-            _setns(f"/proc/{pid}/ns/net")
-            for address in _addresses():
-                for _ in range(ANNOUNCEMENTS):
-                    _announce_one(address)
-                said.append(f"{address.ip} at {address.mac}")
-        except OSError as error:
-            failed.append(error)
-
-    thread = threading.Thread(target=work, name="announce")
-    thread.start()
-    thread.join()
-    if failed:
-        raise failed[0]
+    for address in _addresses():
+        for _ in range(ANNOUNCEMENTS):
+            _announce_one(address)
+        said.append(f"{address.ip} at {address.mac}")
     return said
 
 

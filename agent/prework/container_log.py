@@ -5,12 +5,15 @@ what is put into the file behind its back is cut off. So the files of the first 
 the entries that came after are printed again at the target, through the pipes that the container prints to.
 """
 
+import gzip
 import json
+import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 from agent.base.errors import StepFailed
 from agent.base.protobuf import fields
@@ -19,6 +22,11 @@ STDOUT, STDERR = 1, 2
 FRAME = struct.Struct(">BI")
 """One entry in the delta: the stream's number, the length of what follows."""
 MOST_ROTATED = 100
+LOOKS = 100
+BEGIN = 1 << 14
+CURRENT = ("json.log", "local.log")
+NOTHING_SEEN = "\u2060\u2060\u2060".encode()
+"""Word joiners: a line of them looks empty, and nobody prints it by chance."""
 _LENGTH = struct.Struct(">I")
 
 
@@ -36,57 +44,102 @@ def places(data_root: Path, container_id: str) -> dict[str, Path]:
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """How far the log that is being written had come."""
+    """The log at one moment: its files, held open, so that a rotation takes nothing away; the current one first."""
 
     name: str
-    inode: int
+    held: Mapping[str, BinaryIO]
     size: int
+    """How far the current one had come."""
+
+    def segments(self) -> Iterator[tuple[str, Path, int]]:
+        """What there was: a file's name on the wire, where it can be read whatever it is called now, and its size."""
+        for name, file in self.held.items():
+            size = self.size if name == self.name else os.fstat(file.fileno()).st_size
+            yield name, Path(f"/proc/self/fd/{file.fileno()}"), size
+
+    def close(self) -> None:
+        for file in self.held.values():
+            file.close()
 
 
-def mark(files: dict[str, Path]) -> Mark | None:
-    """Where the current log ends now; None where dockerd keeps none (driver none, journald, ...)."""
-    for name in ("json.log", "local.log"):
-        try:
-            found = files[name].stat()
-        except OSError:
-            continue
-        return Mark(name, found.st_ino, found.st_size)
-    return None
-
-
-def entries_since(files: dict[str, Path], since: Mark) -> Iterator[bytes]:
-    """Frames of all entries written after the mark; a rotation in between is followed.
+def mark(files: Mapping[str, Path]) -> Mark | None:
+    """Where the log ends now; None where dockerd keeps none (driver none, journald, ...).
 
     Raises:
-        StepFailed: the log was rotated so often that lines in between are gone, or can't be read.
+        StepFailed: it is rotated faster than it can be looked at.
 
     """
-    current, rotated = files[since.name], files[f"{since.name}.1"]
-    if _inode(current) == since.inode:
-        yield from _frames(since.name, current, since.size)
-    elif _inode(rotated) == since.inode:
-        yield from _frames(since.name, rotated, since.size)
-        yield from _frames(since.name, current, 0)
-    else:
-        raise StepFailed(
-            "the container's log was rotated several times during the move",
-            hint="a larger max-size in its log options makes that unlikely",
-        )
+    for _ in range(LOOKS):
+        name = next((name for name in CURRENT if files[name].exists()), None)
+        if name is None:
+            return None
+        held = dict(_existing(name, files))
+        if name in held and _is(files[name], held[name]):
+            return Mark(name, held, os.fstat(held[name].fileno()).st_size)
+        for file in held.values():
+            file.close()
+    raise StepFailed("the container's log is rotated all the time", hint="give its log a larger max-size")
 
 
-def _inode(path: Path) -> int:
+def _existing(current: str, files: Mapping[str, Path]) -> Iterator[tuple[str, BinaryIO]]:
+    """The files of a log, newest first; a rotated one as it is, or packed, and not both while dockerd packs it."""
+    for names in [
+        (current,),
+        *((f"{current}.{number}", f"{current}.{number}.gz") for number in range(1, MOST_ROTATED)),
+    ]:
+        for name in names:
+            try:
+                file = files[name].open("rb")
+            except FileNotFoundError:
+                continue
+            yield name, file
+            break
+
+
+def _is(path: Path, file: BinaryIO) -> bool:
+    """No inode number is used again while a file is held."""
     try:
-        return path.stat().st_ino
-    except OSError:
-        return -1
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
 
 
-def _frames(name: str, path: Path, start: int) -> Iterator[bytes]:
-    read = _json_entries if name == "json.log" else _local_entries
-    with path.open("rb") as file:
-        file.seek(start)
-        for stream, text in read(file):
-            yield FRAME.pack(stream, len(text)) + text
+def entries_since(files: Mapping[str, Path], since: Mark) -> list[tuple[int, bytes]]:
+    """Stream and text of all entries written after the mark, rotations followed.
+
+    Files that were rotated away altogether are left out, as `docker logs` does.
+
+    Raises:
+        EOFError: dockerd is packing one of them just now; try again.
+
+    """
+    read = _json_entries if since.name == "json.log" else _local_entries
+    since.held[since.name].seek(since.size)
+    with ExitStack() as stack:
+        newer: list[BinaryIO] = []
+        for name, opened in _existing(since.name, files):
+            file = stack.enter_context(opened)
+            if name.endswith(".gz"):
+                file = cast("BinaryIO", stack.enter_context(gzip.GzipFile(fileobj=file)))
+            if any(_is(files[name], held) or _begins_like(file, held) for held in since.held.values()):
+                break
+            newer.append(file)
+        return [entry for file in (since.held[since.name], *reversed(newer)) for entry in read(file)]
+
+
+def _begins_like(file: BinaryIO, held: BinaryIO) -> bool:
+    """Packed, a file is another one, with the same entries; their times are in nanoseconds."""
+    if not isinstance(file, gzip.GzipFile):
+        return False
+    begin = file.read(BEGIN)
+    file.seek(0)
+    return begin == os.pread(held.fileno(), BEGIN, 0)
+
+
+def frames(entries: Iterable[tuple[int, bytes]]) -> Iterator[bytes]:
+    """As the runtime reads them, to print them again."""
+    for stream, text in entries:
+        yield FRAME.pack(stream, len(text)) + text
 
 
 def _json_entries(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
@@ -108,4 +161,11 @@ def _local_entries(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
         text = entry.get(3, b"")
         assert isinstance(text, bytes)
         stream = STDERR if entry.get(1) == b"stderr" else STDOUT
-        yield stream, text if entry.get(4) else text + b"\n"
+        yield stream, text + b"\n" if _ends_line(entry) else text
+
+
+def _ends_line(entry: Mapping[int, int | bytes]) -> bool:
+    """A line that is longer than 16 KiB is in several entries, each but the last without its end."""
+    about = entry.get(5, b"")
+    assert isinstance(about, bytes)
+    return not entry.get(4) or bool(fields(about).get(1))

@@ -3,8 +3,11 @@
 /run/transship/handover/CONTAINER-ID/   root only, on a tmpfs; its existence makes the runtime restore
     plan.json       agent -> runtime    how to restore
     criu.conf       agent -> CRIU       options that runc has no flag for
-    hook.sh         agent -> runc       run in the new network namespace before anything is restored
+    hook.sh         agent -> runc       runs the script that it is given in the new network namespace
+    first           agent -> hook       before anything is restored: lock, addresses, sysctls
+    last            runtime -> hook     settings of interfaces, once dockerd has attached them
     lock.nft        the drop tables
+    sysctls         runtime -> hook     settings of the network, as shell commands
     go              fifo, agent -> runtime     one word: `restore` or `discard`
     events          fifo, runtime -> agent     one line an event: staged, restored, failed
     staged.json     runtime -> agent    root file system and bundle; there once the runtime waits
@@ -18,9 +21,12 @@ ROOT = "/run/transship/handover"
 PLAN = "plan.json"
 CRIU_CONF = "criu.conf"
 HOOK = "hook.sh"
+FIRST = "first"
+LAST = "last"
 HOLD = "hold.sh"
 LOCK = "lock.nft"
 ADDRESSES = "addresses"
+SYSCTLS = "sysctls"
 GO = "go"
 EVENTS = "events"
 HELD = "held"

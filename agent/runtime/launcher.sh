@@ -12,6 +12,9 @@ if [ -n "$id" ] && [ -f "$handover/plan.json" ]; then
         start)
             # restored by `create`, every task stopped; the agent lets them go by the source's decision, not dockerd
             [ -f "$handover/result.json" ] && exit 0 ;;
+        exec)
+            # a probe of its health, most likely: while the copy is held it could only fail, and would count
+            while [ -f "$handover/plan.json" ]; do sleep 0.05; done ;;
         --*) ;;
         esac
     done

@@ -51,13 +51,43 @@ def option(flags: list[str], name: str) -> str:
     return ""
 
 
+def settings(sysctls: dict, *, of_interfaces: bool) -> str:  # type: ignore[type-arg]
+    """Shell commands for the settings of the network namespace, which CRIU makes empty and runc sets at `create` only.
+
+    CRIU has those of the other namespaces in its images.
+    """
+    lines = []
+    for key, value in sysctls.items():
+        path = key.replace(".", "/")
+        if key.startswith("net.") and ("/eth" in path) == of_interfaces:
+            quoted = "'" + str(value).replace("'", "'\\''") + "'"
+            lines.append(f"printf %s {quoted} >'/proc/sys/{path}'\n")
+    return "".join(lines)
+
+
 def amend_bundle(config: dict, folder: str) -> None:  # type: ignore[type-arg]
-    """Point CRIU at the options of this restore, and put our hook before any other."""
+    """Point CRIU at the options of this restore, and put our hooks around any other."""
     # runc hands the file on to CRIU, whose options in it win over those that runc sets itself
     config.setdefault("annotations", {})["org.criu.config"] = f"{folder}/{handover.CRIU_CONF}"
-    hook = {"path": f"{folder}/{handover.HOOK}", "args": [handover.HOOK, folder], "timeout": 30}
+    hooks = config.setdefault("hooks", {}).setdefault("prestart", [])
     # Docker 26 attaches the network in a prestart hook of its own; ours comes first, so the lock is there before it
-    config.setdefault("hooks", {}).setdefault("prestart", []).insert(0, hook)
+    hooks.insert(0, hook(folder, handover.FIRST))
+    sysctls = config.get("linux", {}).get("sysctl") or {}
+    put(f"{folder}/{handover.SYSCTLS}", settings(sysctls, of_interfaces=False))
+    if late := settings(sysctls, of_interfaces=True):
+        put(f"{folder}/{handover.LAST}", late)
+        hooks.append(hook(folder, handover.LAST))
+
+
+def mount_from(config: dict, sources: dict) -> None:  # type: ignore[type-arg]
+    """Name the files that bind mounts lead to: CRIU follows no symlink, and the agent has some files of its own."""
+    for mount in config.get("mounts", []):
+        if mount.get("type") == "bind" or {"bind", "rbind"} & set(mount.get("options") or []):
+            mount["source"] = os.path.realpath(sources.get(mount["destination"], mount["source"]))
+
+
+def hook(folder: str, script: str) -> dict:  # type: ignore[type-arg]
+    return {"path": f"{folder}/{handover.HOOK}", "args": [handover.HOOK, f"{folder}/{script}"], "timeout": 30}
 
 
 def attaches_early(config: dict) -> bool:  # type: ignore[type-arg]
@@ -67,9 +97,13 @@ def attaches_early(config: dict) -> bool:  # type: ignore[type-arg]
 
 
 def write(path: str, content: dict) -> None:  # type: ignore[type-arg]
-    """Write a JSON file so that a reader sees all of it or nothing."""
+    put(path, json.dumps(content))
+
+
+def put(path: str, text: str) -> None:
+    """Write a file so that a reader sees all of it or nothing."""
     with open(path + ".part", "w", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
-        json.dump(content, file)
+        file.write(text)
     os.rename(path + ".part", path)  # noqa: PTH104
 
 
@@ -127,6 +161,7 @@ def main(argv: list[str]) -> int:
         config = json.load(file)
     early = attaches_early(config)
     amend_bundle(config, folder)
+    mount_from(config, plan["sources"])
     write(f"{bundle}/config.json", config)
     root = os.path.join(bundle, config["root"]["path"])  # noqa: PTH118
     write(

@@ -1,12 +1,14 @@
 """Clusters for the end-to-end tests: real dockerds, real CRIU, a real broker. Each kind is brought up once."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import pytest
 
 from lab.cluster import Cluster
 from lab.host import Engine, HostSpec
+from lab.shell import LabError
 
 D26, D28 = Engine.DOCKER26, Engine.DOCKER28
 
@@ -19,12 +21,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason="the lab needs root"))
 
 
-def _up(name: str, *specs: HostSpec) -> Iterator[Cluster]:
-    cluster = Cluster.up(name, specs)
+def _up(name: str, *specs: HostSpec, agent: Mapping[str, Any] | None = None) -> Iterator[Cluster]:
+    """With TRANSSHIP_LAB_KEEP in the environment a standing one is taken, and left standing afterwards."""
+    keep = bool(os.environ.get("TRANSSHIP_LAB_KEEP"))
+    try:
+        cluster = Cluster.load(name) if keep else None
+    except LabError:
+        cluster = None
+    cluster = cluster or Cluster.up(name, specs, agent=agent)
     try:
         yield cluster
     finally:
-        cluster.lab.down()
+        if not keep:
+            cluster.lab.down()
 
 
 @pytest.fixture(scope="session")
@@ -37,6 +46,19 @@ def moves() -> Iterator[Cluster]:
         HostSpec("a28", D28),
         HostSpec("b28", D28),
         HostSpec("c28", D28, containerd_store=True),
+    )
+
+
+@pytest.fixture(scope="session")
+def pair() -> Iterator[Cluster]:
+    """Both engines, plain (a26, b28) and with userns-remap (u26, v28); bind mounts may be copied below /srv/copied."""
+    yield from _up(
+        "pair",
+        HostSpec("a26", D26),
+        HostSpec("b28", D28),
+        HostSpec("u26", D26, userns_remap=True),
+        HostSpec("v28", D28, userns_remap=True),
+        agent={"bind_copy": ["/srv/copied"], "limits": {"migrations": 8}},
     )
 
 

@@ -32,7 +32,9 @@ async def counts_on(host: Host, name: str, more: int = 20) -> Counted:
 
 def leftovers(host: Host) -> list[str]:
     """Whatever a migration may have left: folders, mounts, frozen tasks, locked networks, waiting runtimes."""
-    found = host.run(["find", "/run/transship", "-mindepth", "2"], check=False).stdout.splitlines()
+    # but for programs of --init, from which containers run that have come here (agent/prework/init.py)
+    argv = ["find", "/run/transship", "-mindepth", "2", "-not", "-path", "/run/transship/init/*"]
+    found = host.run(argv, check=False).stdout.splitlines()
     mounts = host.run(["cat", "/proc/mounts"]).stdout.splitlines()
     found += [line for line in mounts if line.startswith("transship ")]
     script = (

@@ -18,7 +18,8 @@ import pytest
 
 from lab import CommandFailed, Engine, Host, HostSpec, Lab, LabError, shell
 from lab.broker import Access
-from lab.lab import remove, state_folder
+from lab.lab import remove
+from lab.naming import CGROUP, state_folder
 from lab.network import Namespace
 from lab.service import Mode, merge, to_toml
 
@@ -81,7 +82,7 @@ def dump(host: Host, container: str, name: str) -> subprocess.CompletedProcess[s
 def left_of(name: str) -> list[str]:
     """List whatever of a lab is still on this machine."""
     mounts = [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if f"/{name}/" in line]
-    files = [*Path("/sys/fs/cgroup").glob(f"**/transship-lab/{name}"), *state_folder().glob(f"{name}*")]
+    files = [*Path("/sys/fs/cgroup").glob(f"**/{CGROUP}/{name}"), *state_folder().glob(f"{name}*")]
     files += [space.path for space in Namespace.all_of(name)]
     processes = []
     for folder in Path("/proc").glob("[0-9]*"):

@@ -18,6 +18,7 @@ from agent.migration.run import Run
 from agent.migration.sources import Sources
 from agent.migration.target import Target
 from agent.migration.targets import Targets
+from agent.network import quiet
 from agent.strategy.cold import Cold
 
 ORDER: list[tuple[Callable[..., Any], str]] = [
@@ -30,8 +31,15 @@ ORDER: list[tuple[Callable[..., Any], str]] = [
             "enter(Phase.PREPARED) commit finish"
         ),
     ),
-    (source.finish, "go_until_answered enter(Phase.RUNNING) end_copy release tell_forget enter(Phase.DONE)"),
-    (source.hold, "lock freeze"),
+    (
+        source.finish,
+        "hang_up go_until_answered enter(Phase.RUNNING) drop end_copy release tell_forget enter(Phase.DONE)",
+    ),
+    (source.hold, "hold"),
+    (source.hang_up, "hang_up"),
+    # It may thaw and begin anew for connections that come at the last moment; when it returns both are done.
+    (quiet.hold, "shut_gate lock freeze shut_gate lock shut_gate thaw"),
+    (quiet.hang_up, "lock_all_but_the_last_word drop lock"),
     (source.release, "unlock thaw"),
     (source.commit, "to_the_end decide detach"),
     (source.go_until_answered, "go"),
@@ -85,7 +93,7 @@ ORDER: list[tuple[Callable[..., Any], str]] = [
     (Target.forget, "go settle enter(Phase.DONE)"),
     (Target.discard, "_end_copy remove _clear_hand_over take_back enter(Phase.DISCARDED)"),
     (Target._end_copy, "say end"),
-    (held.end, "criu_in kill unmount_all kill_frozen"),
+    (held.end, "criu_in kill drop unmount_all kill_frozen"),
 ]
 
 EFFECTS = frozenset(name for _, order in ORDER for name in re.findall(r"(\w+)(?:\([^)]*\))?", order))

@@ -244,6 +244,7 @@ class FakePeer(Faults):
     """A target that does all that it is asked."""
 
     name = TARGET
+    answer: Answer | None = None
 
     async def __aenter__(self) -> Self:
         return self

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from agent.doors import docker_model
-from agent.doors.docker_model import Container, Exec
+from agent.doors.docker_model import Container, Exec, Summary
 from agent.migration import view as views
-from agent.migration.obstacles import belongings_against, obstacles, warnings
+from agent.migration.obstacles import belongings_against, bound_against, obstacles, shared_volumes, warnings
 from agent.migration.view import OpenFile, Process, UnixSocket, View
+from agent.network.sockets import Bound
 from protocol.errors import ErrorCode
 from protocol.peer import Network, Volume
 
@@ -163,6 +164,46 @@ def test_states_of_tasks_are_no_obstacle(state: str) -> None:
     assert messages(container(), look(process(), process(101, state=state))) == []
 
 
+def test_a_stopped_task_is_an_obstacle_to_cgroup_v1_alone() -> None:
+    stopped = look(process(), process(101, state="T"), cgroup_version=1)
+    assert messages(container(), stopped) == ["app (pid 2 in it) is stopped, and can't be dumped with cgroup v1"]
+
+
+def test_what_criu_would_leave_behind_without_a_word_is_named() -> None:
+    left = look(groups=("224.0.0.251", "ff02::fb"), queues=("jobs",))
+    assert messages(container(), left) == [
+        "it has joined the multicast group 224.0.0.251, and CRIU does not carry memberships",
+        "it has joined the multicast group ff02::fb, and CRIU does not carry memberships",
+        "it has the POSIX message queue /jobs, which CRIU can't carry",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("given", "own", "warned"),
+    [("", 8, False), ("", 2, True), ("0-3", 4, False), ("0,2", 1, True), ("0-1,6", 3, False), ("", 0, False)],
+)
+def test_a_choice_of_processors_is_warned_of(given: str, own: int, warned: bool) -> None:
+    found = container(HostConfig__CpusetCpus=given)
+    said = warnings(found, look(process(processors=own), processors=8))
+    assert said == (("app has chosen its processors (sched_setaffinity), and will run on any",) if warned else ())
+
+
+def test_what_could_not_be_bound_again_is_named() -> None:
+    bound = Bound(frozenset({"172.17.0.2"}), frozenset({"eth0"}))
+    address, interface = bound_against(bound, address_moves_along=False)
+    assert address.message == "a socket of it is bound to 172.17.0.2, an address that does not move along"
+    assert interface.message.startswith("a socket of it is bound to the interface eth0")
+    assert bound_against(bound, address_moves_along=True) == (interface,)
+
+
+def test_an_exec_in_a_moved_container_has_another_time() -> None:
+    """CRIU has made a time namespace for what it restored; a probe is not in it."""
+    found = container("checked", Config__Healthcheck={"Test": ["CMD", "/probe"]})
+    probe = process(200, parent=1, namespaces={**SPACES, "time": "time:[2]"})
+    assert messages(found, look(process(), probe), (Exec("e", True, 200, "/probe"),)) == []
+    assert len(messages(container(), look(process(), process(101, namespaces={**SPACES, "time": "time:[2]"})))) == 1
+
+
 def test_a_nested_namespace_is_named() -> None:
     nested = process(101, namespaces={**SPACES, "user": "user:[2]", "pid": "pid:[2]"})
     assert messages(container(), look(process(), nested)) == [
@@ -205,6 +246,8 @@ def test_what_criu_carries(opened: OpenFile) -> None:
         (OpenFile(-1, "char", "/dev/nvidia0"), "app maps /dev/nvidia0", ""),
         (OpenFile(3, "block", "/dev/sda", (8, 0)), "app has open /dev/sda", ""),
         (OpenFile(3, "other", "dmabuf:"), "app has open dmabuf:", ""),
+        (OpenFile(3, "anon", "eventfd in semaphore mode"), "app has open eventfd in semaphore mode", "plain counter"),
+        (OpenFile(3, "renamed", "/a"), "app has open /a, a name that is gone while the file has another one", ""),
     ],
 )
 def test_what_criu_can_not_carry(opened: OpenFile, said: str, hint: str) -> None:
@@ -294,6 +337,24 @@ def test_a_volume_that_is_a_mount_of_this_host_is_named(options: dict[str, str])
     volume = Volume(kind="volume", name="v", destination="/v", options=options)
     [reason] = belongings_against([], [volume])
     assert reason.message.startswith(f"its volume v is a mount of {options['device']} on this host")
+
+
+def other(name: str, *volumes: tuple[str, bool]) -> Summary:
+    return Summary(id=name, name=name, image="", state="running", health="", labels={}, volumes=volumes)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "against"), [(True, True, 1), (True, False, 1), (False, True, 1), (False, False, 0)]
+)
+def test_a_volume_that_two_use_is_no_one_s_to_take(ours: bool, theirs: bool, against: int) -> None:
+    mount = {"Type": "volume", "Name": "v", "Source": "/v", "Destination": "/d", "RW": ours}
+    found = container(Mounts=[mount])
+    reasons = shared_volumes(
+        found, ["v"], [other("friend", ("v", theirs), ("w", True)), other("stranger", ("w", True))]
+    )
+    assert len(reasons) == against
+    assert all("its volume v is also used by friend" in reason.message for reason in reasons)
+    assert shared_volumes(found, [], [other("friend", ("v", True))]) == (), "on shared storage it is one volume"
 
 
 # Warnings

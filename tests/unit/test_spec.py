@@ -14,6 +14,7 @@ from agent.migration.fields import KNOWN_FIELDS, Fate
 from agent.migration.spec import Spec
 
 DATA = Path(__file__).parent / "data"
+PAGE = Path(__file__).parents[2] / "docs/fidelity.md"
 ENGINES = ("docker26", "docker28")
 SAID: dict[str, dict[str, Any]] = {name: json.loads((DATA / f"inspect-{name}.json").read_text()) for name in ENGINES}
 NAMES = sorted(SAID["docker26"]["containers"])
@@ -123,7 +124,7 @@ def test_addresses_of_the_users_choice_are_kept(engine: str) -> None:
             "MacAddress": "02:42:0a:5a:01:c8",
         }
     }
-    assert described(engine, container(engine, "network")).pinned == ()
+    assert described(engine, container(engine, "network")).pinned == {}
 
 
 def test_the_current_address_is_pinned_on_a_user_defined_network(engine: str) -> None:
@@ -159,7 +160,7 @@ def test_the_default_bridge_takes_no_wishes(engine: str) -> None:
     result = described(engine, container(engine, "plain"))
     assert result.create["NetworkingConfig"]["EndpointsConfig"] == {"bridge": {}}
     assert not result.address_moves_along
-    assert result.pinned == ()
+    assert result.pinned == {}
     [network] = result.networks
     assert (network.create, network.addresses, network.mac) == ({}, (), "")
     assert "on Docker's default bridge it may have another address" in result.notes
@@ -225,12 +226,17 @@ def test_addresses_are_asked_for_where_the_driver_takes_them(driver: str, ipam: 
     assert result.address_moves_along == (driver == "ipvlan")
 
 
-def test_addresses_can_be_left_to_the_targets_network(engine: str) -> None:
-    body = create(engine, "two-networks")
-    left = spec.without_addresses(body, ["back"])
-    assert left["NetworkingConfig"]["EndpointsConfig"]["back"] == {"Aliases": ["store"]}
-    assert left["NetworkingConfig"]["EndpointsConfig"]["front"] == body["NetworkingConfig"]["EndpointsConfig"]["front"]
-    assert "IPAMConfig" in body["NetworkingConfig"]["EndpointsConfig"]["back"]
+def test_what_a_move_has_asked_for_is_not_the_users_wish(engine: str) -> None:
+    """After a move, inspect shows a pinned address as if it had been asked for."""
+    ipam = {"IPv4Address": "10.90.1.200", "IPv6Address": "fd90:1::200"}
+    found = container(engine, "network", NetworkSettings__Networks__front__IPAMConfig=ipam)
+    networks = {name: docker_model.network(raw) for name, raw in SAID[engine]["networks"].items()}
+    before = {"front": ("IPv4Address", "MacAddress")}
+    result = spec.spec_of(found, None, networks, {}, before)
+    end = result.create["NetworkingConfig"]["EndpointsConfig"]["front"]
+    assert end["IPAMConfig"] == ipam
+    assert end["MacAddress"] == "02:42:0a:5a:01:c8"
+    assert result.pinned == {"front": ("IPv4Address", "MacAddress")}
 
 
 def network_body(engine: str, name: str, **changes: Any) -> dict[str, Any]:
@@ -291,20 +297,14 @@ def test_volumes_and_binds_are_told_with_all_that_makes_them(engine: str) -> Non
     assert (volumes["/host-etc"].kind, volumes["/host-etc"].name) == ("bind", "/etc")
 
 
-def test_anonymous_volumes_are_mounted_by_name_and_nothing_is_copied_in(engine: str) -> None:
+def test_anonymous_volumes_are_left_to_docker(engine: str) -> None:
+    """It makes them anew, under a name of its choice, and removes them with the container as before."""
     found = container(engine, "mounts")
-    names = {mount.destination: mount.name for mount in found.mounts}
     result = described(engine, found)
-    mounts = {entry["Target"]: entry for entry in result.create["HostConfig"]["Mounts"]}
-    for place in ("/anonymous", "/anonymous-too"):
-        assert mounts[place]["Source"] == names[place]
-        assert mounts[place]["VolumeOptions"]["NoCopy"]
-    assert mounts["/anonymous-too"]["VolumeOptions"]["Labels"]["x"] == "y"
-    declared = {entry["Target"]: entry for entry in found.raw["HostConfig"]["Mounts"]}
-    for place in ("/fresh", "/ram", "/host-name"):
-        assert mounts[place] == declared[place]
-    assert set(mounts) == {*declared, "/anonymous"}
-    assert any("docker rm --volumes" in note for note in result.notes)
+    assert result.create["HostConfig"]["Mounts"] == found.raw["HostConfig"]["Mounts"]
+    assert result.create["Volumes"] == {"/anonymous": {}}
+    assert {volume.destination for volume in result.volumes if volume.anonymous} == {"/anonymous", "/anonymous-too"}
+    assert "its anonymous volumes keep their content, not their names" in result.notes
 
 
 def test_named_volumes_and_binds_stay_where_the_user_wrote_them(engine: str) -> None:
@@ -314,9 +314,9 @@ def test_named_volumes_and_binds_stay_where_the_user_wrote_them(engine: str) -> 
 
 def test_a_bind_of_a_place_alone_is_an_anonymous_volume(engine: str) -> None:
     binds = [*SAID[engine]["containers"]["mounts"]["HostConfig"]["Binds"], "/anonymous"]
-    body = create(engine, "mounts", HostConfig__Binds=binds, Config__Volumes=None)
-    assert "/anonymous" not in body["HostConfig"]["Binds"]
-    assert "/anonymous" in {entry["Target"] for entry in body["HostConfig"]["Mounts"]}
+    result = described(engine, container(engine, "mounts", HostConfig__Binds=binds, Config__Volumes=None))
+    assert "/anonymous" in result.create["HostConfig"]["Binds"]
+    assert {volume.destination for volume in result.volumes if volume.anonymous} == {"/anonymous", "/anonymous-too"}
 
 
 def test_borrowed_volumes_are_written_out(engine: str) -> None:
@@ -346,29 +346,6 @@ def test_ports_of_dockers_choice_are_noted(engine: str) -> None:
     }
     assert sum("port" in note for note in described(engine, container(engine, "checked")).notes) == 2
     assert not any("port" in note for note in described(engine, container(engine, "bridge-mac")).notes)
-
-
-# The target's engine
-
-
-def test_settings_of_an_interface_go_with_its_network_from_docker_28_on() -> None:
-    sysctls = {"net.ipv4.conf.eth0.forwarding": "1", "kernel.msgmax": "4096"}
-    body = create("docker26", "network", HostConfig__Sysctls=sysctls)
-    assert spec.fit_engine(body, "1.45") == (body, ())
-    fitted, _ = spec.fit_engine(body, "1.51")
-    assert fitted["HostConfig"]["Sysctls"] == {"kernel.msgmax": "4096"}
-    end = fitted["NetworkingConfig"]["EndpointsConfig"]["front"]
-    assert end["DriverOpts"] == {"com.docker.network.endpoint.sysctls": "net.ipv4.conf.IFNAME.forwarding=1"}
-    assert end["Aliases"] == ["web", "www"]
-    assert body["HostConfig"]["Sysctls"] == sysctls
-
-
-def test_a_gateways_priority_is_not_known_to_docker_26() -> None:
-    body = create("docker28", "network", NetworkSettings__Networks__front__GwPriority=7)
-    assert body["NetworkingConfig"]["EndpointsConfig"]["front"]["GwPriority"] == 7
-    assert spec.fit_engine(body, "1.51")[1] == ()
-    [note] = spec.fit_engine(body, "1.45")[1]
-    assert "gateway on front" in note
 
 
 # The table of fields
@@ -413,7 +390,29 @@ def test_what_is_recreated_or_nothing_in_another_spelling_is_no_difference(path:
 
 def test_every_fate_but_kept_has_a_reason() -> None:
     for field in KNOWN_FIELDS.values():
-        assert bool(field.reason) == (field.fate is not Fate.KEPT), field.path
+        assert field.reason or field.fate is Fate.KEPT, field.path
+
+
+def test_what_is_not_tried_is_a_known_field_that_is_kept() -> None:
+    assert {KNOWN_FIELDS[path].fate for path in fields.NOT_TRIED} == {Fate.KEPT}
+
+
+def test_an_anonymous_volume_may_have_another_name() -> None:
+    before = SAID["docker28"]["containers"]["mounts"]
+    after = copy.deepcopy(before)
+    for mount in after["Mounts"]:
+        if len(mount.get("Name", "")) == 64:
+            mount["Name"] = "f" * 64
+    for mount in after["HostConfig"]["Mounts"]:
+        (mount.get("VolumeOptions", {}).get("Labels") or {}).pop("com.docker.volume.anonymous", None)
+    assert fields.differences(before, after) == ()
+    next(mount for mount in after["Mounts"] if mount["Destination"] == "/named")["Name"] = "f" * 64
+    assert fields.differences(before, after) == (f"Mounts[/named].Name was 'named' and is '{'f' * 64}'",)
+
+
+def test_the_page_has_the_table_of_now() -> None:
+    text = PAGE.read_text()
+    assert fields.page(text) == text, "run: python -m agent.migration.fields --write docs/fidelity.md"
 
 
 def test_the_table_can_be_read() -> None:

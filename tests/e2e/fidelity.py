@@ -1,0 +1,64 @@
+"""What the fidelity tests share: containers that wait, moves of many at once, and how they look before and after."""
+
+import asyncio
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from lab.cluster import Cluster
+from lab.host import Host
+from protocol.commands import Reply, ReplyKind
+from tests.e2e.support import until
+
+WAIT = ("busybox", "tail", "-f", "/dev/null")
+"""Image and command of a container that does nothing, for as long as it is let."""
+AT_ONCE = 3
+
+
+def inspect(host: Host, name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(host.docker("inspect", name))[0]
+    return found
+
+
+async def move(cluster: Cluster, name: str, source: str, target: str, **fields: Any) -> Reply:
+    """Move it, and wait until the target has given it its restart policy back, which is the last thing that it does."""
+    policy = restart_policy(cluster[source], name)
+    reply = await cluster.migrate(name, source, target, **fields)
+    assert reply.kind is ReplyKind.FINISHED, (name, reply.error)
+    await until(lambda: restart_policy(cluster[target], name) == policy, f"{name} has its restart policy")
+    return reply
+
+
+def restart_policy(host: Host, name: str) -> str:
+    return host.docker("inspect", "--format", "{{.HostConfig.RestartPolicy}}", name)
+
+
+async def move_all(cluster: Cluster, names: Iterable[str], source: str, target: str) -> dict[str, Reply]:
+    """Move many, some at a time, and all to their end before anything is said of one that failed."""
+    turn = asyncio.Semaphore(AT_ONCE)
+
+    async def one(name: str) -> tuple[str, Reply]:
+        async with turn:
+            return name, await move(cluster, name, source, target)
+
+    ended = await asyncio.gather(*map(one, names), return_exceptions=True)
+    for found in ended:
+        if isinstance(found, BaseException):
+            raise found
+    return dict(found for found in ended if not isinstance(found, BaseException))
+
+
+def notes(reply: Reply) -> tuple[str, ...]:
+    assert reply.report is not None
+    return reply.report.notes
+
+
+def sent(reply: Reply, part: str) -> int:
+    """Bytes of a part."""
+    assert reply.report is not None
+    return sum(one.bytes for one in reply.report.parts if one.name == part)
+
+
+def remove(cluster: Cluster, *names: str) -> None:
+    for host in cluster.lab.hosts.values():
+        host.docker("rm", "--force", "--volumes", *names, check=False)

@@ -1,0 +1,125 @@
+"""One of every kernel object moves in one program, which looks at each afterwards; what can't be carried is refused."""
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lab.cluster import Cluster
+from lab.host import Engine, Host, HostSpec
+from lab.soak import Place, ensure_network
+from protocol.commands import ReplyKind
+from protocol.errors import Consequence, ErrorCode
+from tests.e2e.support import clean, until
+
+OBJECTS = Path(__file__).with_name("objects")
+HELD_SECONDS = 60.0
+STOPPED = ["stopped_child", "stop_not_told_yet"]
+"""Where a cgroup v1 has the container, a stopped process can't be dumped (kernels from 6.1)."""
+
+
+def hold(host: Host, name: str, place: Place, *left_out: str) -> None:
+    """Start the program and wait until it holds everything."""
+    host.ensure_image("py")
+    ensure_network(host)
+    mounts = ["--volume", f"{name}:/volume", "--tmpfs", "/srv/tmpfs"]
+    command = ["py", "python3", "-m", "objects", *left_out]
+    host.docker(
+        "create", "--name", name, *place.options, *mounts, "--env", "GIVEN=by docker", "--workdir", "/", *command
+    )
+    host.run(["mkdir", "--parents", "/tmp/objects", "/tmp/srv"])
+    for file in OBJECTS.glob("*.py"):
+        host.node.write(f"/tmp/objects/{file.name}", file.read_text())
+    host.docker("cp", "/tmp/objects", f"{name}:/objects")
+    host.docker("cp", "/tmp/srv", f"{name}:/")
+    host.docker("start", name)
+
+
+async def checked(host: Host, name: str, turn: int) -> dict[str, str]:
+    """Let it look at what it holds; what it says of each."""
+    host.docker("exec", name, "sh", "-c", "printf x >>/check")
+    end = f"checked {turn}"
+    await until(lambda: end in host.docker("logs", name), "everything has been looked at", HELD_SECONDS)
+    lines = host.docker("logs", name).partition(f"checked {turn - 1}\n")[2 if turn > 1 else 0].splitlines()
+    return dict(line.split(" ", 1) for line in lines if not line.startswith(("holding", "checked")))
+
+
+@pytest.fixture(scope="module")
+def version2() -> Iterator[Cluster]:
+    """A pair of hosts with cgroup v2 alone, where stopped processes can be dumped too."""
+    specs = [
+        HostSpec(name, engine, cgroup2=True) for name, engine in (("v26", Engine.DOCKER26), ("v28", Engine.DOCKER28))
+    ]
+    cluster = Cluster.up("objects", specs)
+    try:
+        yield cluster
+    finally:
+        cluster.lab.down()
+
+
+async def test_every_kernel_object_is_what_it_was(version2: Cluster) -> None:
+    await all_objects(version2, ["v26", "v28", "v26"])
+
+
+async def test_and_with_cgroup_v1(moves: Cluster) -> None:
+    await all_objects(moves, ["b28", "a26"], *STOPPED)
+
+
+async def all_objects(cluster: Cluster, way: list[str], *left_out: str) -> None:
+    name = "objects"
+    try:
+        hold(cluster[way[0]], name, Place(170), *left_out)
+        await until(lambda: "holding" in cluster[way[0]].docker("logs", name), "it holds everything", HELD_SECONDS)
+        for turn, (source, target) in enumerate(itertools.pairwise(way), 1):
+            reply = await cluster.migrate(name, source, target)
+            assert reply.kind is ReplyKind.FINISHED, reply.error
+            found = await checked(cluster[target], name, turn)
+            assert len(found) > 55
+            assert {each: said for each, said in found.items() if said != "ok"} == {}
+        await clean(cluster, *way)
+    finally:
+        for host in way:
+            cluster[host].docker("rm", "--force", "--volumes", name, check=False)
+            cluster[host].docker("volume", "rm", "--force", name, check=False)
+
+
+REFUSED = {
+    "an eventfd in semaphore mode": "import os; held = os.eventfd(0, os.EFD_SEMAPHORE)",
+    "the POSIX message queue /jobs": "import ctypes; ctypes.CDLL(None).mq_open(b'/jobs', 0o102, 0o600, None)",
+    "the multicast group 224.0.0.251": (
+        "import socket; held = socket.socket(type=socket.SOCK_DGRAM); held.setsockopt("
+        "socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, socket.inet_aton('224.0.0.251') + bytes(4))"
+    ),
+    "the interface eth0": "import socket; held = socket.socket(socket.AF_PACKET, 3); held.bind(('eth0', 3))",
+    "/one, a name that is gone": ("import os; held = open('/one', 'w'); os.link('/one', '/other'); os.unlink('/one')"),
+}
+STOPS = "import os, signal, time; child = os.fork() or os.kill(os.getpid(), signal.SIGSTOP); time.sleep(0.2)"
+
+
+@pytest.mark.parametrize("what", REFUSED)
+async def test_what_criu_would_lose_is_refused(moves: Cluster, what: str) -> None:
+    await refused(moves, "a28", REFUSED[what], what.removeprefix("an "))
+
+
+async def test_a_stopped_process_is_refused_with_cgroup_v1(moves: Cluster) -> None:
+    """CRIU would wait for it for ever, the container being frozen."""
+    await refused(moves, "a28", STOPS, "is stopped, and can't be dumped with cgroup v1")
+
+
+async def refused(moves: Cluster, source: str, program: str, message: str) -> None:
+    """By name, before anything is done."""
+    name, host = "refused", moves[source]
+    host.ensure_image("py")
+    ensure_network(host)
+    code = f"{program}; import time; print('ready', flush=True); time.sleep(1000)"
+    try:
+        host.docker("run", "-d", "--name", name, *Place(171).options, "py", "python3", "-c", code)
+        await until(lambda: "ready" in host.docker("logs", name), "it holds that")
+        reply = await moves.migrate(name, source, "b26")
+        assert reply.error is not None
+        assert reply.error.code is ErrorCode.NOT_MIGRATABLE
+        assert reply.error.consequence is Consequence.UNTOUCHED
+        assert message in reply.error.message
+    finally:
+        host.docker("rm", "--force", name)
