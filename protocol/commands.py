@@ -24,7 +24,7 @@ class Strategy(StrEnum):
 class TcpPolicy(StrEnum):
     """What becomes of established TCP connections."""
 
-    AUTO = "auto"  # keep where every address moves along, else close
+    AUTO = "auto"  # as the container's label transship.tcp says, else: keep where every address moves along, or close
     KEEP = "keep"
     CLOSE = "close"
     REFUSE = "refuse"  # no move while there are any

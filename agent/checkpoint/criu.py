@@ -7,13 +7,19 @@ nothing global (/etc/criu/runc.conf) has to be changed.
 """
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from agent.base.errors import DumpFailed
+from agent.base.protobuf import fields
 from protocol.commands import TcpPolicy
 
 COMMON_MAGIC = 0x54564319
+TASK, STATE = 3, 1
+"""Of a core image: images/core.proto."""
+DEAD = (2, 6)
+"""criu/include/pid.h: TASK_DEAD, TASK_ZOMBIE."""
 RUNC_ROOTS = "/run/docker"
 DUMP_SECONDS = 60
 """CRIU's own deadline for collecting the tasks; they are frozen by then, so it is never near."""
@@ -62,14 +68,28 @@ def dump_command(shadow_root: Path, images: Path, work: Path, container_id: str)
 
 
 def tasks_in(images: Path) -> int:
-    """How many tasks a dump has, by its own list of them (images/image-desc.c: a magic or two, then sized entries)."""
-    data = (images / "pstree.img").read_bytes()
+    """How many tasks a dump has that live, by its own list of them.
+
+    The dead ones, whose parents have not asked for them yet, are in the list too; the kernel keeps them in no cgroup.
+    """
+    pids = [int(fields(entry)[1]) for entry in _entries(images / "pstree.img")]
+    return sum(_lives(images / f"core-{pid}.img") for pid in pids)
+
+
+def _lives(core: Path) -> bool:
+    (entry,) = _entries(core)
+    about = fields(entry)[TASK]
+    return isinstance(about, bytes) and fields(about)[STATE] not in DEAD
+
+
+def _entries(image: Path) -> Iterator[bytes]:
+    """The entries of an image (images/image-desc.c: a magic or two, then sized entries)."""
+    data = image.read_bytes()
     at = 8 if int.from_bytes(data[:4], "little") == COMMON_MAGIC else 4
-    count = 0
     while at < len(data):
-        at += 4 + int.from_bytes(data[at : at + 4], "little")
-        count += 1
-    return count
+        end = at + 4 + int.from_bytes(data[at : at + 4], "little")
+        yield data[at + 4 : end]
+        at = end
 
 
 def runc_state(container_id: str, roots: str = RUNC_ROOTS) -> Path:

@@ -103,7 +103,11 @@ def migrate(
     ] = None,
     strategy: Annotated[str, typer.Option(metavar="auto|cold", help="How its memory gets across.")] = "auto",
     tcp: Annotated[
-        str, typer.Option(metavar="auto|keep|close|refuse", help="What becomes of established connections.")
+        str,
+        typer.Option(
+            metavar="auto|keep|close|refuse",
+            help="What becomes of established connections; auto: as the label transship.tcp says.",
+        ),
     ] = "auto",
     execs: Annotated[
         str, typer.Option(metavar="refuse|wait", help="What to do while `docker exec` runs something in it.")

@@ -10,7 +10,7 @@ from pathlib import Path
 from agent.base.errors import Refused
 from agent.checkpoint import freezer, measure, proc
 from agent.doors.docker_model import Container, Exec, Image
-from agent.migration import admission, belongings, pins, spec
+from agent.migration import admission, belongings, connections, pins, spec
 from agent.migration.host import Host
 from agent.migration.obstacles import (
     belongings_against,
@@ -26,7 +26,7 @@ from agent.network import sockets
 from agent.prework import init
 from agent.prework.ids import IdMap, IdRange
 from agent.prework.tree import Source
-from protocol.commands import ExecPolicy, Migrate, TcpPolicy
+from protocol.commands import ExecPolicy, Migrate
 from protocol.errors import ErrorCode, Reason
 from protocol.peer import ImageRef, Network, Offer, Volume
 
@@ -132,7 +132,13 @@ async def _subject(
     view: View,
     memory: int,
 ) -> Subject:
-    tcp = _tcp(request.tcp, details, container, view)
+    tcp = connections.policy(
+        container.name,
+        request.tcp,
+        container.labels,
+        connections=len(view.tcp),
+        address_moves_along=details.address_moves_along,
+    )
     volumes = _told_apart(details.volumes)
     trees = _trees(container, volumes)
     places = [tree.source.root for tree in trees if not tree.bind]  # what of the rest is wanted, is not known yet
@@ -187,25 +193,6 @@ async def _subject(
 def _without_addresses(networks: tuple[Network, ...]) -> tuple[Network, ...]:
     """One that does not move along must not stand on lo, nor count as taken."""
     return tuple(network.model_copy(update={"addresses": ()}) for network in networks)
-
-
-def _tcp(wanted: TcpPolicy, details: spec.Spec, container: Container, view: View) -> TcpPolicy:
-    moves = details.address_moves_along
-    if wanted is TcpPolicy.REFUSE and view.tcp:
-        raise Refused(
-            ErrorCode.NOT_MIGRATABLE,
-            f"{container.name} has {len(view.tcp)} TCP connections",
-            hint="--tcp close drops them, --tcp keep takes them along where the address moves",
-        )
-    if wanted is TcpPolicy.KEEP and not moves:
-        raise Refused(
-            ErrorCode.NOT_MIGRATABLE,
-            f"the address of {container.name} does not move along, so its connections can't be kept",
-            hint="give it a static address on a network that both hosts share (macvlan), or use --tcp close",
-        )
-    if wanted in (TcpPolicy.AUTO, TcpPolicy.REFUSE):
-        return TcpPolicy.KEEP if moves else TcpPolicy.CLOSE
-    return wanted
 
 
 def _told_apart(volumes: Sequence[Volume]) -> tuple[Volume, ...]:

@@ -12,12 +12,10 @@ CRIU_MARK = 0xC114
 """On the packets of libsoccr (soccr/soccr.c: SOCCR_MARK); those of the container have none, or another."""
 
 # ARP too: a locked copy must neither answer for its address nor ask with it, or switches learn the wrong port.
-# Two things pass. CRIU's: it makes half-closed connections again by sending itself the other side's FIN. And that with
-# which Docker 28 announces an IPv6 address, or else takes the container down again (libnetwork/osl: advertiseAddrs); it
-# says nothing that isn't so, since address and MAC are the source's too.
 # Loopback is dropped as well: a retransmission between two frozen sockets in the middle of a dump makes them disagree.
-# Docker 28 announces an IPv6 address when it attaches the network, and gives the container up if it may not: such an
-# announcement may leave, with a hop limit that makes every neighbour discard it (RFC 4861, 7.1.2).
+# Two things pass. CRIU's: it makes half-closed connections again by sending itself the other side's FIN. And that with
+# which Docker 28 announces an IPv6 address when it attaches the network (libnetwork: advertiseAddrs), since it gives
+# the container up if it may not: with a hop limit that makes every neighbour discard it (RFC 4861, 7.1.2).
 RULES = f"""\
 add table inet {TABLE}
 add chain inet {TABLE} in {{ type filter hook input priority -400; policy drop; }}
@@ -26,7 +24,6 @@ add rule inet {TABLE} out icmpv6 type nd-neighbor-advert ip6 daddr ff02::1 ip6 h
 add chain inet {TABLE} via {{ type filter hook forward priority -400; policy drop; }}
 add rule inet {TABLE} in meta mark {CRIU_MARK} accept
 add rule inet {TABLE} out meta mark {CRIU_MARK} accept
-add rule inet {TABLE} out ip6 daddr ff02::1 icmpv6 type nd-neighbor-advert accept
 add table arp {TABLE}
 add chain arp {TABLE} in {{ type filter hook input priority -400; policy drop; }}
 add chain arp {TABLE} out {{ type filter hook output priority -400; policy drop; }}

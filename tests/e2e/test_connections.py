@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import hashlib
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -141,6 +142,12 @@ def stopped_reader_inside(inside: Console, port: int, v6: bool) -> Iterator[None
     assert inside.do(code) == [sent, True]
 
 
+def silence_ms(connection: socket.socket) -> int:
+    """How long nothing was acknowledged by the other side (tcp_info: tcpi_last_ack_recv)."""
+    (found,) = struct.unpack_from("=I", connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104), 56)
+    return int(found)
+
+
 def idle_with_keepalive(inside: Console, port: int, v6: bool) -> Iterator[None]:
     """Nothing is said but by the kernels, every second."""
     name = f"idle_{port}"
@@ -151,7 +158,12 @@ def idle_with_keepalive(inside: Console, port: int, v6: bool) -> Iterator[None]:
     inside.do(f"{name}.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)")
     outside.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     yield
-    time.sleep(1.5)  # a round of it on the target, at least
+    # a round of it on the target, at least: something is heard again since which the silence was longer
+    before = silence_ms(outside)
+    while (now := silence_ms(outside)) >= before:
+        assert now < 10_000, "nothing is heard any more"
+        before = now
+        time.sleep(0.02)
     outside.sendall(b"still there?")
     assert inside.do(f"{name}.recv(100).decode()") == "still there?"
 
@@ -359,17 +371,18 @@ async def test_a_program_that_does_not_accept_is_not_moved(outside: Cluster) -> 
 # The policies
 
 
-async def test_refuse_moves_only_what_has_no_connection(outside: Cluster) -> None:
-    with console(outside, "a28", "refuse", Place(154)) as inside:
+@pytest.mark.parametrize(("label", "fields"), [("", {"tcp": "refuse"}), ("refuse", {})], ids=["command", "label"])
+async def test_refuse_moves_only_what_has_no_connection(outside: Cluster, label: str, fields: dict[str, str]) -> None:
+    with console(outside, "a28", "refuse", Place(154), "--label", f"transship.tcp={label or 'close'}") as inside:
         assert inside.do("1") == 1
-        reply = await outside.migrate("refuse", "a28", "b26", tcp="refuse")
+        reply = await outside.migrate("refuse", "a28", "b26", **fields)
         assert reply.error is not None
         assert reply.error.code is ErrorCode.NOT_MIGRATABLE
         assert "1 TCP connection" in reply.error.message
         assert reply.error.consequence is Consequence.UNTOUCHED
         inside.close()
         await until(lambda: connections(outside["a28"], "refuse") == [], "the connection is gone")
-        await moved(outside, "refuse", "a28", "b26", tcp="refuse")
+        await moved(outside, "refuse", "a28", "b26", **fields)
 
 
 def connections(host: Host, name: str) -> list[str]:

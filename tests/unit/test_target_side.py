@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from agent.base.errors import ContainerGone, CorruptPart
+from agent.base.protobuf import packed
 from agent.checkpoint import criu, freezer, proc
 from agent.checkpoint.freezer import Cgroup
 from agent.checkpoint.proc import Task
@@ -105,10 +106,17 @@ async def test_nobody_kills_the_cgroup_that_he_is_in(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("magic", [struct.pack("<II", criu.COMMON_MAGIC, 0x50273030), struct.pack("<I", 0x50273030)])
-def test_a_dump_says_how_many_tasks_it_has(tmp_path: Path, magic: bytes) -> None:
-    entries = [b"one", b"", b"another one"]
-    (tmp_path / "pstree.img").write_bytes(magic + b"".join(struct.pack("<I", len(one)) + one for one in entries))
-    assert criu.tasks_in(tmp_path) == 3
+def test_a_dump_says_how_many_living_tasks_it_has(tmp_path: Path, magic: bytes) -> None:
+    """A zombie is in no cgroup, so it is not looked for after the restore."""
+
+    def write(name: str, *entries: bytes) -> None:
+        (tmp_path / name).write_bytes(magic + b"".join(struct.pack("<I", len(one)) + one for one in entries))
+
+    states = {1: 1, 300: 2, 7: 6, 9: 3}  # alive, dead, dead with a name of its own, stopped
+    write("pstree.img", *(packed(1, pid) + packed(2, 0) + packed(5, pid) for pid in states))
+    for pid, state in states.items():
+        write(f"core-{pid}.img", packed(1, 1) + packed(3, packed(1, state) + packed(2, 0)))
+    assert criu.tasks_in(tmp_path) == 2
 
 
 # The bundle

@@ -1,0 +1,53 @@
+"""What becomes of a container's TCP connections: said by the command, by a label, or by where its address is.
+
+Pure. A label speaks for every move, a command for one: a command that says more than `auto` is stronger.
+"""
+
+from collections.abc import Mapping
+from typing import Final
+
+from agent.base.errors import Refused
+from protocol.commands import TcpPolicy
+from protocol.errors import ErrorCode
+
+LABEL: Final = "transship.tcp"
+
+
+def policy(
+    name: str, wanted: TcpPolicy, labels: Mapping[str, str], *, connections: int, address_moves_along: bool
+) -> TcpPolicy:
+    """Keep or close, for a container of a name that has so many connections.
+
+    Raises:
+        Refused: it has some and must have none, they can't be kept, or the label is none that we know.
+
+    """
+    if wanted is TcpPolicy.AUTO:
+        wanted = _said_by_label(name, labels)
+    if wanted is TcpPolicy.REFUSE and connections:
+        raise Refused(
+            ErrorCode.NOT_MIGRATABLE,
+            f"{name} has {connections} TCP connection{'s' if connections > 1 else ''}",
+            hint="--tcp close drops them, --tcp keep takes them along where the address moves",
+        )
+    if wanted is TcpPolicy.KEEP and not address_moves_along:
+        raise Refused(
+            ErrorCode.NOT_MIGRATABLE,
+            f"the address of {name} does not move along, so its connections can't be kept",
+            hint="give it a static address on a network that both hosts share (macvlan), or use --tcp close",
+        )
+    if wanted in (TcpPolicy.AUTO, TcpPolicy.REFUSE):
+        return TcpPolicy.KEEP if address_moves_along else TcpPolicy.CLOSE
+    return wanted
+
+
+def _said_by_label(name: str, labels: Mapping[str, str]) -> TcpPolicy:
+    said = labels.get(LABEL, TcpPolicy.AUTO)
+    try:
+        return TcpPolicy(said)
+    except ValueError:
+        raise Refused(
+            ErrorCode.NOT_MIGRATABLE,
+            f"{name} has the label {LABEL}={said}, which is none of {', '.join(TcpPolicy)}",
+            hint="--tcp says it for this move",
+        ) from None
