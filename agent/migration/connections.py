@@ -4,7 +4,7 @@ Pure. A label speaks for every move, a command for one: a command that says more
 """
 
 from collections.abc import Mapping
-from typing import Final
+from typing import Final, Protocol
 
 from agent.base.errors import Refused
 from protocol.commands import TcpPolicy
@@ -13,17 +13,25 @@ from protocol.errors import ErrorCode
 LABEL: Final = "transship.tcp"
 
 
-def policy(
-    name: str, wanted: TcpPolicy, labels: Mapping[str, str], *, connections: int, address_moves_along: bool
-) -> TcpPolicy:
-    """Keep or close, for a container of a name that has so many connections.
+class Labelled(Protocol):
+    """Of a container what counts here."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def labels(self) -> Mapping[str, str]: ...
+
+
+def policy(container: Labelled, wanted: TcpPolicy, connections: int, *, address_moves_along: bool) -> TcpPolicy:
+    """Keep or close, for a container that has so many connections.
 
     Raises:
         Refused: it has some and must have none, they can't be kept, or the label is none that we know.
 
     """
+    name = container.name
     if wanted is TcpPolicy.AUTO:
-        wanted = _said_by_label(name, labels)
+        wanted = _said_by_label(name, container.labels)
     if wanted is TcpPolicy.REFUSE and connections:
         raise Refused(
             ErrorCode.NOT_MIGRATABLE,

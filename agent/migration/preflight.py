@@ -132,13 +132,7 @@ async def _subject(
     view: View,
     memory: int,
 ) -> Subject:
-    tcp = connections.policy(
-        container.name,
-        request.tcp,
-        container.labels,
-        connections=len(view.tcp),
-        address_moves_along=details.address_moves_along,
-    )
+    tcp = connections.policy(container, request.tcp, len(view.tcp), address_moves_along=details.address_moves_along)
     volumes = _told_apart(details.volumes)
     trees = _trees(container, volumes)
     places = [tree.source.root for tree in trees if not tree.bind]  # what of the rest is wanted, is not known yet

@@ -1,5 +1,7 @@
 """What becomes of connections: by command, by label, by where the address is."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from agent.base.errors import Refused
@@ -10,8 +12,8 @@ AUTO, KEEP, CLOSE, REFUSE = TcpPolicy.AUTO, TcpPolicy.KEEP, TcpPolicy.CLOSE, Tcp
 
 
 def decided(wanted: TcpPolicy, label: str = "", *, connections: int = 1, moves_along: bool = True) -> TcpPolicy:
-    labels = {LABEL: label} if label else {}
-    return policy("web", wanted, labels, connections=connections, address_moves_along=moves_along)
+    container = SimpleNamespace(name="web", labels={LABEL: label} if label else {})
+    return policy(container, wanted, connections, address_moves_along=moves_along)
 
 
 def test_without_a_wish_the_address_decides() -> None:
