@@ -11,16 +11,45 @@ SIZE = struct.Struct("<I")
 TIMERFD = 12
 """In a file's entry; in a timer's are the others."""
 TICKS, LEFT_S, LEFT_NS, EVERY_S, EVERY_NS = 5, 7, 8, 9, 10
+IN_SEQ, SEND_WL1, RECEIVE_WINDOW = 2, 13, 16
+SEQUENCE = 1 << 32
 
 
 def mend(folder: Path) -> int:
+    """Let what CRIU has dumped be restored as it was; how many entries had to be told."""
+    return _mend_timers(folder / FILES) + sum(_mend_window(path) for path in folder.glob("tcp-stream-*.img"))
+
+
+def _mend_window(path: Path) -> int:
+    """Let a connection be restored whose receive queue was full; 1 if it had to be told.
+
+    A receiver without memory shuts its window at once, to what it has taken in so far. A segment that came before that,
+    behind a lost one, may be the last to have said how much its sender takes (snd_wl1): beyond the window now. The
+    kernel does not take back what it gave out (net/ipv4/tcp.c: tcp_repair_set_window). The last place that it takes
+    does the same: the number only tells later segments from earlier ones, and all within the window come later.
+    """
+    data = path.read_bytes()
+    (size,) = SIZE.unpack_from(data, MAGIC.size)
+    began = MAGIC.size + SIZE.size
+    entry, queues = data[began : began + size], data[began + size :]
+    found = fields(entry)
+    if RECEIVE_WINDOW not in found:
+        return 0
+    edge = (int(found[IN_SEQ]) + int(found[RECEIVE_WINDOW])) % SEQUENCE
+    if not 0 < (int(found[SEND_WL1]) - edge) % SEQUENCE < SEQUENCE // 2:
+        return 0
+    entry += packed(SEND_WL1, edge)  # of two values the later one counts
+    path.write_bytes(data[: MAGIC.size] + SIZE.pack(len(entry)) + entry + queues)
+    return 1
+
+
+def _mend_timers(path: Path) -> int:
     """Let the periodic timers go on; how many had to be told.
 
     The kernel does not run a periodic timerfd on while a tick of it waits to be read: nothing is left of its time then,
     and CRIU (4.2: criu/timerfd.c) restores that as a timer which is off. It is set to the whole of its period instead.
     Between the freeze and the dump a tick comes to every timer that is fast enough.
     """
-    path = folder / FILES
     data = path.read_bytes()
     mended, result, at = 0, bytearray(data[: MAGIC.size]), MAGIC.size
     while at < len(data):

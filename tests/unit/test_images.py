@@ -1,4 +1,4 @@
-"""CRIU's images before a restore: a periodic timer with a tick that nobody has read goes on."""
+"""CRIU's images before a restore: timers with a tick that nobody has read, connections whose window was shut."""
 
 from pathlib import Path
 
@@ -64,3 +64,44 @@ def test_other_timers_are_left_as_they_are(
     before = (tmp_path / images.FILES).read_bytes()
     assert images.mend(tmp_path) == 0
     assert (tmp_path / images.FILES).read_bytes() == before
+
+
+def stream(in_seq: int, send_wl1: int, receive_window: int) -> bytes:
+    values = {1: 5, 2: in_seq, 3: 3, 4: 9, 5: 7, 6: 7, 13: send_wl1, 14: 100, 15: 200, 16: receive_window, 17: in_seq}
+    entry = b"".join(packed(number, value) for number, value in values.items())
+    return HEAD + images.SIZE.pack(len(entry)) + entry + b"queue" + b"out"
+
+
+@pytest.mark.parametrize(
+    ("in_seq", "send_wl1", "receive_window", "becomes"),
+    [
+        (1000, 1090, 0, 1000),
+        (1000, 5000, 1000, 2000),
+        (2**32 - 10, 90, 20, 10),  # the numbers go round
+        (1000, 1090, 90, 1090),  # within the window
+        (1000, 900, 0, 900),
+        (5, 2**32 - 5, 0, 2**32 - 5),
+    ],
+)
+def test_no_segment_has_come_from_beyond_the_window(
+    tmp_path: Path, in_seq: int, send_wl1: int, receive_window: int, becomes: int
+) -> None:
+    write(tmp_path, regular(b"/one"))
+    path = tmp_path / "tcp-stream-1a.img"
+    path.write_bytes(before := stream(in_seq, send_wl1, receive_window))
+    assert images.mend(tmp_path) == (becomes != send_wl1)
+    after = path.read_bytes()
+    (size,) = images.SIZE.unpack_from(after, len(HEAD))
+    entry, queues = after[len(HEAD) + 4 :][:size], after[len(HEAD) + 4 + size :]
+    assert after.startswith(HEAD)
+    assert queues == b"queueout"
+    assert fields(entry) == fields(before[len(HEAD) + 4 : -8]) | {13: becomes}
+    assert images.mend(tmp_path) == 0, "once is enough"
+
+
+def test_what_an_older_dump_does_not_say_is_left_out(tmp_path: Path) -> None:
+    write(tmp_path, regular(b"/one"))
+    entry = packed(1, 0) + packed(2, 7)
+    (tmp_path / "tcp-stream-1.img").write_bytes(before := HEAD + images.SIZE.pack(len(entry)) + entry)
+    assert images.mend(tmp_path) == 0
+    assert (tmp_path / "tcp-stream-1.img").read_bytes() == before
