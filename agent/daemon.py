@@ -28,6 +28,7 @@ from agent.migration.journal import Journal
 from agent.migration.machine import Role
 from agent.migration.sources import Sources
 from agent.migration.targets import Targets
+from agent.vault.vault import Vault
 from protocol.peer import DecisionKind
 
 log = logging.getLogger("agent")
@@ -42,6 +43,8 @@ class Asking:
         self._agent = agent
 
     async def ask_peer(self, source: str, migration: str) -> DecisionKind:
+        if source == self._agent.host.name:  # a restore from an archive
+            return await self._agent.vault.decision(source, migration)
         async with self._agent.peer(source) as peer:
             return (await peer.decision(migration)).decision
 
@@ -67,8 +70,9 @@ class Agent:
             Journal(settings.state_dir / "journal.sqlite"),
         )
         self.sources = Sources(self.host, self.peer, self.announcer)
-        self.targets = Targets(self.host, Asking(self), self.sources.decision)
-        self.dispatcher = Dispatcher(self.host, self.announcer, self.sources, self.targets)
+        self.targets = Targets(self.host, Asking(self), lambda peer, migration: self.vault.decision(peer, migration))
+        self.vault = Vault(self.host, self.sources, self.targets, self.peer)
+        self.dispatcher = Dispatcher(self.host, self.announcer, self.sources, self.targets, self.vault)
         self.inventory = Inventory(self.host.docker, settings.host, self.announcer, engine=self.host.engine)
         self._server = PeerServer(settings.peer, self.targets)
 
@@ -98,6 +102,7 @@ class Agent:
         """
         await self.host.journal.open()
         await self._server.start()  # first: where another agent has the port, the journal is that one's to take up
+        self.vault.store.sweep()
         await self._recover()
         self.inventory.on_event(self._docker_event)
         self.broker.on_host_status(self.announcer.heard)
@@ -119,6 +124,7 @@ class Agent:
 
     async def _close(self, loops: list[asyncio.Task[object]]) -> None:
         """Moves first, while their doors are still open; then the doors."""
+        await self.vault.close()
         await self.sources.close()
         await self.targets.close()
         await self._server.close()

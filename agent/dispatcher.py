@@ -11,14 +11,31 @@ from pydantic import TypeAdapter
 
 from agent import __version__
 from agent.base.errors import AgentError, Refused, StepFailed
+from agent.doors.docker_model import Container
 from agent.migration.host import Host
 from agent.migration.machine import Role
 from agent.migration.report import report
 from agent.migration.run import Run
 from agent.migration.sources import Sources, untouched
 from agent.migration.targets import Targets
+from agent.vault.vault import Outcome, Vault
 from protocol.base import utc_now
-from protocol.commands import Cancel, Command, ListMigrations, Migrate, OpenMigration, Ping, Reply, ReplyKind, Resolve
+from protocol.commands import (
+    Cancel,
+    Checkpoint,
+    Command,
+    ListCheckpoints,
+    ListMigrations,
+    Migrate,
+    OpenMigration,
+    PinCheckpoint,
+    Ping,
+    RemoveCheckpoint,
+    Reply,
+    ReplyKind,
+    Resolve,
+    Restore,
+)
 from protocol.errors import ErrorCode, ErrorInfo
 from protocol.peer import DecisionKind
 from protocol.status import HostStatus, Phase
@@ -38,11 +55,12 @@ class Hosts(Protocol):
 class Dispatcher:
     """Knows the commands; the work is done by sources and targets."""
 
-    def __init__(self, host: Host, hosts: Hosts, sources: Sources, targets: Targets) -> None:
+    def __init__(self, host: Host, hosts: Hosts, sources: Sources, targets: Targets, vault: Vault) -> None:
         self._host = host
         self._hosts = hosts
         self._sources = sources
         self._targets = targets
+        self._vault = vault
         self._waiting: dict[str, list[Answer]] = {}
         """Migration -> who wants to know how it ends."""
 
@@ -104,23 +122,76 @@ class Dispatcher:
             case Migrate():
                 return await self._migrate(command, answer)
             case Cancel():
-                self._sources.cancel(command.migration)
+                if not self._vault.cancel(command.migration):
+                    self._sources.cancel(command.migration)
                 return self._reply(command.id, ReplyKind.FINISHED, migration=command.migration)
             case Resolve():
                 await self._resolve(command)
                 return self._reply(command.id, ReplyKind.FINISHED, migration=command.migration)
             case ListMigrations():
                 return self._reply(command.id, ReplyKind.FINISHED, migrations=self.open_migrations())
+            case Checkpoint() | Restore():
+                return await self._keep(command, answer)
+            case ListCheckpoints() | RemoveCheckpoint() | PinCheckpoint():
+                return self._stored(command)
 
-    async def _migrate(self, command: Migrate, answer: Answer) -> Reply:
-        self._check_target(command)
-        container = await self._host.docker.find(command.container)
+    def _stored(self, command: ListCheckpoints | RemoveCheckpoint | PinCheckpoint) -> Reply:
+        """What has to do with the host's folder alone."""
+        store = self._vault.store
+        match command:
+            case ListCheckpoints():
+                return self._reply(command.id, ReplyKind.FINISHED, checkpoints=tuple(store.all()))
+            case RemoveCheckpoint():
+                store.remove(command.checkpoint, force=command.force)
+                return self._reply(command.id, ReplyKind.FINISHED)
+            case PinCheckpoint():
+                info = store.pin(command.checkpoint, pinned=command.pinned)
+                return self._reply(command.id, ReplyKind.FINISHED, checkpoint=info)
+
+    async def _found(self, ref: str) -> Container:
+        container = await self._host.docker.find(ref)
         if container is None:
             raise Refused(
                 ErrorCode.NO_SUCH_CONTAINER,
-                f"there is no container {command.container} on {self._host.name}",
+                f"there is no container {ref} on {self._host.name}",
                 hint="`transship ps` lists them",
             )
+        return container
+
+    async def _keep(self, command: Checkpoint | Restore, answer: Answer) -> Reply:
+        """A checkpoint or a restore: accepted, and answered again when it has ended."""
+
+        async def begun(migration: str) -> None:
+            self._waiting[migration] = [answer]
+            await self._host.journal.link_command(command.id, migration)
+
+        async def ended(migration: str, outcome: Outcome) -> None:
+            if outcome.error is not None:
+                log.warning("%s (%s): %s", migration, command.kind, outcome.error.message)
+            reply = self._reply(
+                command.id,
+                ReplyKind.FAILED if outcome.error else ReplyKind.FINISHED,
+                migration=migration,
+                error=outcome.error.info() if outcome.error else None,
+                checkpoint=outcome.checkpoint,
+                notes=outcome.notes,
+            )
+            await self._host.journal.end_command(command.id, reply.model_dump_json())
+            for each in self._waiting.pop(migration, []):
+                await each(reply)
+
+        if isinstance(command, Checkpoint):
+            container = await self._found(command.container)
+            migration = await self._vault.checkpoint(command, container, begun, ended)
+        else:
+            if command.on is not None and command.on != self._host.name:
+                self._check_target(command.checkpoint or "the archive", command.on)
+            migration = await self._vault.restore(command, begun, ended)
+        return self._reply(command.id, ReplyKind.ACCEPTED, migration=migration)
+
+    async def _migrate(self, command: Migrate, answer: Answer) -> Reply:
+        self._check_target(command.container, command.to)
+        container = await self._found(command.container)
 
         async def begun(run: Run) -> None:
             self._waiting[run.id] = [answer]
@@ -137,22 +208,20 @@ class Dispatcher:
         run = await self._sources.start(command, container, begun, ended)
         return self._reply(command.id, ReplyKind.ACCEPTED, migration=run.id)
 
-    def _check_target(self, command: Migrate) -> None:
-        if command.to == self._host.name:
-            raise Refused(ErrorCode.SAME_HOST, f"{command.container} is on {command.to} already")
-        if command.to not in self._host.settings.peer.allow:
+    def _check_target(self, what: str, to: str) -> None:
+        if to == self._host.name:
+            raise Refused(ErrorCode.SAME_HOST, f"{what} is on {to} already")
+        if to not in self._host.settings.peer.allow:
             raise Refused(
                 ErrorCode.PEER_NOT_ALLOWED,
-                f"{self._host.name} is not configured to give containers to {command.to}",
+                f"{self._host.name} is not configured to give containers to {to}",
                 hint="add it to peer.allow in agent.toml on both hosts",
             )
-        status = self._hosts.status(command.to)
+        status = self._hosts.status(to)
         if status is None:
-            raise Refused(
-                ErrorCode.NO_SUCH_HOST, f"no host named {command.to} is known", hint="`transship hosts` lists them"
-            )
+            raise Refused(ErrorCode.NO_SUCH_HOST, f"no host named {to} is known", hint="`transship hosts` lists them")
         if not status.online:
-            raise Refused(ErrorCode.HOST_OFFLINE, f"{command.to} is offline", hint="is its agent running?")
+            raise Refused(ErrorCode.HOST_OFFLINE, f"{to} is offline", hint="is its agent running?")
 
     async def _resolve(self, command: Resolve) -> None:
         decision = DecisionKind(command.decision)

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field, TypeAdapter
 
 from protocol.base import PROTOCOL_VERSION, CommandId, ContainerRef, HostName, MigrationId, Timestamp, WireModel
+from protocol.checkpoint import CheckpointId, CheckpointInfo, PipeId, StoreRef
 from protocol.errors import ErrorInfo
 from protocol.status import MigrationReport
 
@@ -86,14 +87,89 @@ class ListMigrations(_Command):
     kind: Literal["list-migrations"] = "list-migrations"
 
 
+class Compression(StrEnum):
+    """How an archive is packed."""
+
+    ZSTD = "zstd"
+    GZIP = "gzip"
+    NONE = "none"
+
+
+class Checkpoint(_Command):
+    """Take a checkpoint of one running container: into a store, or through a pipe that a controller on the host made.
+
+    The container goes on, or is stopped once the archive is complete and on the disk.
+    """
+
+    kind: Literal["checkpoint"] = "checkpoint"
+    container: ContainerRef
+    store: StoreRef = ""
+    pipe: PipeId | None = None
+    """Goes before the store."""
+    leave_running: bool = True
+    tcp: TcpPolicy = TcpPolicy.AUTO
+    execs: ExecPolicy = ExecPolicy.REFUSE
+    compression: Compression = Compression.ZSTD
+    with_image: bool = False
+    """Put the image into the archive too, for hosts that have it not."""
+
+
+class Restore(_Command):
+    """Make a container from a checkpoint: on this host, or from an archive on this host on another one."""
+
+    kind: Literal["restore"] = "restore"
+    checkpoint: CheckpointId | None = None
+    """In the host's folder."""
+    pipe: PipeId | None = None
+    on: HostName | None = None
+    """Where it is to run; this host if it is not said."""
+    name: ContainerRef | None = None
+    """A clone of that name, with addresses, published ports and volumes of its own."""
+    tcp: TcpPolicy = TcpPolicy.AUTO
+
+
+class ListCheckpoints(_Command):
+    """What is in this host's folder."""
+
+    kind: Literal["list-checkpoints"] = "list-checkpoints"
+
+
+class RemoveCheckpoint(_Command):
+    """Remove one from this host's folder; a pinned one only with `force`."""
+
+    kind: Literal["remove-checkpoint"] = "remove-checkpoint"
+    checkpoint: CheckpointId
+    force: bool = False
+
+
+class PinCheckpoint(_Command):
+    """Keep one whatever the retention says, or no longer."""
+
+    kind: Literal["pin-checkpoint"] = "pin-checkpoint"
+    checkpoint: CheckpointId
+    pinned: bool = True
+
+
 class Ping(_Command):
     """Is the agent there, and which version is it?"""
 
     kind: Literal["ping"] = "ping"
 
 
-Command = Annotated[Migrate | Cancel | Resolve | ListMigrations | Ping, Field(discriminator="kind")]
-COMMAND: TypeAdapter[Migrate | Cancel | Resolve | ListMigrations | Ping] = TypeAdapter(Command)
+_All = (
+    Migrate
+    | Cancel
+    | Resolve
+    | ListMigrations
+    | Checkpoint
+    | Restore
+    | ListCheckpoints
+    | RemoveCheckpoint
+    | PinCheckpoint
+    | Ping
+)
+Command = Annotated[_All, Field(discriminator="kind")]
+COMMAND: TypeAdapter[_All] = TypeAdapter(Command)
 
 
 class ReplyKind(StrEnum):
@@ -130,4 +206,9 @@ class Reply(WireModel):
     error: ErrorInfo | None = None
     report: MigrationReport | None = None
     migrations: tuple[OpenMigration, ...] | None = None
+    checkpoint: CheckpointInfo | None = None
+    """The one that was taken."""
+    checkpoints: tuple[CheckpointInfo, ...] | None = None
+    notes: tuple[str, ...] = ()
+    """Of a restore: what is not exactly as it was, each a sentence."""
     agent_version: str | None = None

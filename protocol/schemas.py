@@ -30,6 +30,11 @@ COMMANDS: Final[tuple[type[BaseModel], ...]] = (
     commands.Cancel,
     commands.Resolve,
     commands.ListMigrations,
+    commands.Checkpoint,
+    commands.Restore,
+    commands.ListCheckpoints,
+    commands.RemoveCheckpoint,
+    commands.PinCheckpoint,
     commands.Ping,
 )
 SAID: Final[tuple[type[BaseModel], ...]] = (

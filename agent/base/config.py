@@ -69,6 +69,19 @@ class Deadlines(_Section):
     docker: float = 60.0
 
 
+class Checkpoints(_Section):
+    """Checkpoints that are kept on this host."""
+
+    folder: Path = Path("/var/lib/transship/checkpoints")
+    key_file: Path | None = None
+    """Seals what is put into the folder, and opens it again; none: archives are readable to root."""
+    keep_count: int = Field(default=0, ge=0)
+    """Of each container, the newest; 0: all. What is pinned is never removed by itself."""
+    keep_days: float = Field(default=0, ge=0)
+    keep_bytes: int = Field(default=0, ge=0)
+    """Of all containers together."""
+
+
 class Settings(BaseSettings):
     """Everything that can be configured; a field's name is its key in agent.toml."""
 
@@ -83,6 +96,7 @@ class Settings(BaseSettings):
     peer: PeerLink = PeerLink()
     limits: Limits = Limits()
     deadlines: Deadlines = Deadlines()
+    checkpoints: Checkpoints = Checkpoints()
     state_dir: Path = Path("/var/lib/transship")
     """The journal."""
     runtime: str = "transship"

@@ -1,16 +1,14 @@
 """The words of the command line, and their help. Everything heavy is imported only by the command that needs it."""
 
-import os
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 
-if TYPE_CHECKING:
-    from agent.cli.controller import Controller
-    from agent.cli.output import Out
+from agent.cli import archives
+from agent.cli.running import CONTAINERS, HOSTS, Host, Json, MigrationArgument, control, local
 
 app = typer.Typer(
     name="transship",
@@ -21,26 +19,6 @@ app = typer.Typer(
 pki_app = typer.Typer(help="The cluster's certificate authority, and the certificates that name its hosts.")
 app.add_typer(pki_app, name="pki", no_args_is_help=True)
 
-
-def _offer(what: str) -> Callable[[typer.Context, str], list[tuple[str, str]]]:
-    """Completion, imported only when the shell asks for it."""
-
-    def offered(context: typer.Context, incomplete: str) -> list[tuple[str, str]]:
-        from agent.cli import completion
-
-        found: list[tuple[str, str]] = getattr(completion, what)(context, incomplete)
-        return found
-
-    return offered
-
-
-HOSTS, CONTAINERS, MIGRATIONS = _offer("hosts"), _offer("containers"), _offer("migrations")
-
-Json = Annotated[bool, typer.Option("--json", help="For programs: one JSON object a line, errors too.")]
-Host = Annotated[str | None, typer.Option("--host", metavar="HOST", help="Only this host.", autocompletion=HOSTS)]
-MigrationArgument = Annotated[
-    str, typer.Argument(metavar="ID", help="As `transship migrations` shows it.", autocompletion=MIGRATIONS)
-]
 
 BROKER = "Where the broker is"
 
@@ -76,7 +54,7 @@ def hosts(context: typer.Context, as_json: Json = False) -> None:
     """The hosts that agents run on, and what they can do."""
     from agent.cli import listing
 
-    _control(context, as_json, listing.hosts)
+    control(context, as_json, listing.hosts)
 
 
 @app.command()
@@ -84,7 +62,7 @@ def ps(context: typer.Context, host: Host = None, as_json: Json = False) -> None
     """The containers of all hosts."""
     from agent.cli import listing
 
-    _control(context, as_json, lambda controller, out: listing.ps(controller, out, host))
+    control(context, as_json, lambda controller, out: listing.ps(controller, out, host))
 
 
 @app.command()
@@ -142,7 +120,11 @@ def migrate(
         detach=detach,
         timeout=timeout,
     )
-    _control(context, as_json, lambda controller, out: story.migrate(controller, out, wanted))
+    control(context, as_json, lambda controller, out: story.migrate(controller, out, wanted))
+
+
+app.command()(archives.checkpoint)
+app.command()(archives.restore)
 
 
 @app.command()
@@ -157,7 +139,7 @@ def cancel(
     """Take a migration back; refused once it is decided."""
     from agent.cli import commands
 
-    _control(context, as_json, lambda controller, out: commands.cancel(controller, out, migration, host))
+    control(context, as_json, lambda controller, out: commands.cancel(controller, out, migration, host))
 
 
 @app.command()
@@ -165,7 +147,7 @@ def migrations(context: typer.Context, as_json: Json = False) -> None:
     """The migrations that go on, and those that ended lately."""
     from agent.cli import listing
 
-    _control(context, as_json, listing.migrations)
+    control(context, as_json, listing.migrations)
 
 
 @app.command()
@@ -189,7 +171,7 @@ def resolve(
     from agent.cli import commands
 
     decision = "commit" if commit else "abort"
-    _control(
+    control(
         context,
         as_json,
         lambda controller, out: commands.resolve(controller, out, migration, decision, host, sure=sure),
@@ -207,7 +189,7 @@ def events(
     """What happens on the hosts, as it happens."""
     from agent.cli import listing
 
-    _control(
+    control(
         context,
         as_json,
         lambda controller, out: listing.events(controller, out, host, follow=follow, seconds=seconds),
@@ -258,8 +240,8 @@ def setup(
     if check:
         from agent.cli import checks
 
-        _local(out, lambda: checks.check(out, places))
-    _local(out, lambda: story.remove(out, places, purge=purge) if remove else story.install(out, places))
+        local(out, lambda: checks.check(out, places))
+    local(out, lambda: story.remove(out, places, purge=purge) if remove else story.install(out, places))
 
 
 @pki_app.command("init")
@@ -276,7 +258,7 @@ def pki_init(
     from agent.cli.output import Out
 
     out = Out(as_json=as_json)
-    _local(out, lambda: keys.make_authority(out, out_dir, name, days))
+    local(out, lambda: keys.make_authority(out, out_dir, name, days))
 
 
 @pki_app.command("host")
@@ -300,7 +282,7 @@ def pki_host(
 
     out = Out(as_json=as_json)
     wanted = keys.HostWanted(name, tuple(dns or ()), tuple(ip or ()), days)
-    _local(out, lambda: keys.make_host(out, wanted, ca, out_dir or Path(name), force=force))
+    local(out, lambda: keys.make_host(out, wanted, ca, out_dir or Path(name), force=force))
 
 
 @app.command()
@@ -316,38 +298,6 @@ def version(as_json: Json = False) -> None:
 
     python = ".".join(map(str, sys.version_info[:3]))
     Out(as_json=True).item({"version": __version__, "protocol": PROTOCOL_VERSION, "python": python})
-
-
-def _control(context: typer.Context, as_json: bool, story: Callable[["Controller", "Out"], Awaitable[int]]) -> NoReturn:
-    """Run something that needs the broker, and leave with its exit code."""
-    import asyncio
-
-    from agent.cli.controller import Controller
-    from agent.cli.output import Out
-    from agent.cli.settings import Options, load
-
-    out = Out(as_json=as_json)
-
-    async def run() -> int:
-        async with Controller(load(Options(**context.obj))) as controller:
-            return await story(controller, out)
-
-    _local(out, lambda: asyncio.run(run()))
-
-
-def _local(out: "Out", story: Callable[[], int]) -> NoReturn:
-    from agent.base.errors import AgentError
-
-    try:
-        code = story()
-    except AgentError as error:
-        code = out.error(error.info())
-    except KeyboardInterrupt:
-        code = out.interrupted()
-    except BrokenPipeError:  # `| head` has seen enough
-        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 - or the interpreter complains when it flushes
-        code = 0
-    raise typer.Exit(code)
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -80,6 +80,30 @@ class Sources:
         self._peers = peers
         self._watching = watching
         self._moves: dict[str, _Move] = {}
+        self._claimed: dict[str, str] = {}
+        """Containers of which a checkpoint is being taken, and under which id."""
+
+    def claim(self, container_id: str, name: str, migration: str) -> None:
+        """Keep a container from being moved.
+
+        Raises:
+            Refused: it is part of something already.
+
+        """
+        others = [move.run.id for move in self._of_container(container_id)]
+        others += [self._claimed[container_id]] if container_id in self._claimed else []
+        if others:
+            raise Refused(ErrorCode.BUSY, f"{name} is part of a move or checkpoint already, {others[0]}")
+        self._claimed[container_id] = migration
+
+    def unclaim(self, container_id: str) -> None:
+        self._claimed.pop(container_id, None)
+
+    def take_over(self, run: Run) -> None:
+        """Take back what a checkpoint could not take back itself, until it works."""
+        move = _Move(run, run.record.get("container_id", ""))
+        self._moves[run.id] = move
+        self._end(move)
 
     def find(self, migration: str) -> Run | None:
         move = self._moves.get(migration)
@@ -102,6 +126,7 @@ class Sources:
         # no wait from here on until it is in `_moves`: two commands may come at once
         others = [entry.id for entry in unfinished if entry.record.get("container_id") == container.id]
         others += [move.run.id for move in self._of_container(container.id)]
+        others += [self._claimed[container.id]] if container.id in self._claimed else []
         if others:
             raise Refused(
                 ErrorCode.BUSY,

@@ -17,16 +17,15 @@ import hashlib
 import json
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from agent.base.errors import CorruptPart
 from agent.prework.tar import BLOCK
-from agent.prework.tar.read import check_block, octal, parse_pax
+from agent.prework.tar.foreign import Member, Source, members
 
 _BLOBS = "blobs/sha256/"
-_MAX_HEADER_BYTES = 1 << 20
 _MAX_JSON_BYTES = 8 << 20
 _MAX_KEPT_BYTES = 32 << 20
 _MAX_MEMBERS = 100_000
@@ -109,9 +108,9 @@ def _blob_path(content: Path, digest: str) -> Path:
 
 async def filtered(chunks: AsyncIterable[bytes], drop: AbstractSet[str]) -> AsyncIterator[bytes]:
     """The stream without these blobs; everything else goes through as it is."""
-    source = _Source(chunks)
-    async for member in _members(source):
-        wanted = member.digest not in drop
+    source = Source(chunks)
+    async for member in members(source):
+        wanted = _digest_of(member.name) not in drop
         if wanted:
             yield member.head
         async for piece in source.pieces(member.padded):
@@ -123,11 +122,11 @@ async def filtered(chunks: AsyncIterable[bytes], drop: AbstractSet[str]) -> Asyn
 
 async def read_image_index(chunks: AsyncIterable[bytes]) -> ImageIndex:
     """Read a `docker save` stream to its end; only its JSON parts are kept."""
-    source = _Source(chunks)
+    source = Source(chunks)
     parts: dict[str, bytes] = {}
     sizes: dict[str, int] = {}
     kept = 0
-    async for member in _members(source):
+    async for member in members(source):
         sizes[member.name] = member.size
         content = await _json_content(source, member)
         if content is not None:
@@ -159,7 +158,7 @@ def _digest_of(name: str) -> str:
     return "sha256:" + name.removeprefix(_BLOBS) if name.startswith(_BLOBS) else ""
 
 
-async def _json_content(source: "_Source", member: "_Member") -> bytes | None:
+async def _json_content(source: Source, member: Member) -> bytes | None:
     """The content if it may be JSON, None for everything else; it is read in either case."""
     pieces: list[bytes] = []
     wanted = 0 < member.size <= _MAX_JSON_BYTES
@@ -169,105 +168,3 @@ async def _json_content(source: "_Source", member: "_Member") -> bytes | None:
         if wanted:
             pieces.append(piece)
     return b"".join(pieces)[: member.size] if wanted else None
-
-
-# --- a foreign tar ---------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class _Member:
-    name: str
-    size: int
-    head: bytes
-    """All of its headers, as they came."""
-
-    @property
-    def padded(self) -> int:
-        return self.size + -self.size % BLOCK
-
-    @property
-    def digest(self) -> str:
-        return _digest_of(self.name)
-
-
-@dataclass(slots=True)
-class _Extended:
-    """What the headers before a member's own say about it."""
-
-    raw: list[bytes] = field(default_factory=list)
-    name: str = ""
-    size: int = -1
-
-    def add(self, flag: bytes, head: bytes, body: bytes, size: int) -> None:
-        self.raw += [head, body]
-        if flag == b"L":
-            self.name = body[:size].rstrip(b"\0").decode("utf-8", "surrogateescape")
-        elif flag == b"x":
-            records = dict(parse_pax(body[:size]))
-            self.name = records.get(b"path", b"").decode("utf-8", "surrogateescape")
-            self.size = int(records[b"size"]) if records.get(b"size", b"").isdigit() else -1
-
-
-async def _members(source: "_Source") -> AsyncIterator[_Member]:
-    """Each member; whoever iterates reads its content, padding included, before going on."""
-    extended = _Extended()
-    while True:
-        block = await source.exactly(BLOCK)
-        if not any(block):
-            return
-        check_block(block)
-        size = _size(block[124:136])
-        flag = block[156:157]
-        if flag in (b"x", b"g", b"L", b"K"):
-            if size > _MAX_HEADER_BYTES:
-                raise CorruptPart("an image stream has a header that is too big")
-            extended.add(flag, block, await source.exactly(size + -size % BLOCK), size)
-            continue
-        name = extended.name or _name(block)
-        size = extended.size if extended.size >= 0 else size
-        yield _Member(name.removeprefix("./").rstrip("/"), size, b"".join([*extended.raw, block]))
-        extended = _Extended()
-
-
-def _name(block: bytes) -> str:
-    name, prefix = (
-        field.split(b"\0", 1)[0].decode("utf-8", "surrogateescape") for field in (block[:100], block[345:500])
-    )
-    return f"{prefix}/{name}" if prefix and block[257:262] == b"ustar" else name
-
-
-def _size(raw: bytes) -> int:
-    """Octal, or what GNU and Go write for more than 8 GiB."""
-    return int.from_bytes(raw[1:], "big") if raw[0] & 0x80 else octal(raw)
-
-
-class _Source:
-    """Exact lengths out of chunks of any size."""
-
-    def __init__(self, chunks: AsyncIterable[bytes]) -> None:
-        self._chunks = aiter(chunks)
-        self._rest = memoryview(b"")
-
-    async def pieces(self, length: int) -> AsyncIterator[bytes]:
-        while length > 0:
-            if not self._rest:
-                self._rest = memoryview(await self._next())
-                continue
-            piece = bytes(self._rest[:length]) if length < len(self._rest) else bytes(self._rest)
-            self._rest = self._rest[len(piece) :]
-            length -= len(piece)
-            yield piece
-
-    async def exactly(self, length: int) -> bytes:
-        return b"".join([piece async for piece in self.pieces(length)])
-
-    async def drain(self) -> None:
-        self._rest = memoryview(b"")
-        async for _ in self._chunks:
-            pass
-
-    async def _next(self) -> bytes:
-        try:
-            return await anext(self._chunks)
-        except StopAsyncIteration:
-            raise CorruptPart("the image stream was cut off", hint="The engine or the connection failed.") from None

@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as some
 from pydantic import BaseModel, ValidationError
 
-from protocol import peer, schemas, topics
+from protocol import checkpoint, peer, schemas, topics
 from protocol.base import new_command_id, new_migration_id
 from protocol.commands import COMMAND, Reply, Strategy, TcpPolicy
 from protocol.errors import ErrorCode
@@ -37,6 +37,9 @@ PATIENCE = 20.0
 BY_PATTERN = {
     r"^[0-9a-f]{64}$": "8f" * 32,
     r"^m-[0-9a-f]{16}$": "m-0123456789abcdef",
+    r"^[0-9a-f]{12}$": "5f0c2a9be771",
+    r"^[0-9a-f]{16}$": "0123456789abcdef",
+    checkpoint.STORE: "oci:registry:5000/name",
 }
 
 

@@ -63,6 +63,12 @@ def pair() -> Iterator[Cluster]:
 
 
 @pytest.fixture(scope="session")
+def keeps() -> Iterator[Cluster]:
+    """Both engines, for checkpoints."""
+    yield from _up("keeps", HostSpec("a26", D26), HostSpec("b28", D28))
+
+
+@pytest.fixture(scope="session")
 def programs() -> Iterator[Cluster]:
     """With userns-remap, so that programs of several users can be dumped in namespaces (facts.md)."""
     yield from _up("programs", HostSpec("u26", D26, userns_remap=True), HostSpec("u28", D28, userns_remap=True))

@@ -1,0 +1,141 @@
+"""A checkpoint is taken, and restored as often as one likes: what counted goes on counting where it was."""
+
+import asyncio
+
+import pytest
+
+from lab.cluster import Cluster
+from lab.workloads import counted, run_counter
+from tests.e2e.archives import copy, remove, run, said, state
+from tests.e2e.support import clean, counts_on
+
+HOSTS = ["a26", "b28"]
+OTHER = {"a26": "b28", "b28": "a26"}
+
+
+@pytest.mark.parametrize("host", HOSTS)
+async def test_it_runs_on_and_its_clones_run_beside_it(keeps: Cluster, host: str) -> None:
+    """Two clones of one checkpoint: each goes on from the same number, with files and log, under its own address."""
+    here = keeps[host]
+    name, clones = f"ck-{host}", [f"ck-{host}-one", f"ck-{host}-two"]
+    try:
+        run_counter(here, name, "--volume", f"{name}-data:/data")
+        here.docker("exec", name, "sh", "-c", "echo kept > /data/file; rm -rf /etc/alpine-release /etc/debian_version")
+        await counts_on(here, name)
+        info = said(keeps, host, f"transship checkpoint {name} --leave-running --to /root/{name}.tar.zst")
+        taken_at = max(counted(here, name).logged)
+        assert info["left_running"] is True
+        assert info["tasks"] >= 1
+        await counts_on(here, name)
+        assert run(keeps, host, f"stat -c %a /root/{name}.tar.zst").stdout.strip() == "600"
+        for clone in clones:
+            said(keeps, host, f"transship restore /root/{name}.tar.zst --name {clone}")
+            now = await counts_on(here, clone)
+            assert now.logged[0] == 1, "the log came along"
+            assert here.docker("exec", clone, "cat", "/data/file") == "kept"
+            assert here.docker("inspect", "-f", "{{(index .Mounts 0).Name}}", clone) == f"{clone}-{name}-data"
+        assert taken_at > 20
+        found = [address(keeps, host, each) for each in (name, *clones)]
+        assert len(set(found)) == 3, found
+        await counts_on(here, name)
+        await clean(keeps, host)
+    finally:
+        remove(here, name, *clones)
+        here.docker("volume", "rm", f"{name}-data", *(f"{clone}-{name}-data" for clone in clones), check=False)
+
+
+def address(keeps: Cluster, host: str, name: str) -> str:
+    form = "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}"
+    return keeps[host].docker("inspect", "-f", form, name)
+
+
+@pytest.mark.parametrize("host", HOSTS)
+async def test_it_is_stopped_and_comes_back_on_either_host(keeps: Cluster, host: str) -> None:
+    """By the host's own folder: stopped, restored elsewhere from here, and here again when it is gone there."""
+    here, there = keeps[host], keeps[OTHER[host]]
+    name = f"ck-stop-{host}"
+    try:
+        run_counter(here, name, "--restart", "always")
+        await counts_on(here, name)
+        info = said(keeps, host, f"transship checkpoint {name} --with-image")
+        assert state(here, name) == "exited"
+        assert here.docker("inspect", "-f", "{{.HostConfig.RestartPolicy.Name}}", name) == "always"
+        last = max(counted_stopped(keeps, host, name))
+        refused = run(keeps, host, f"transship restore {info['id']}", check=False)
+        assert refused.returncode == 2, "the stopped one has the name still"
+        assert f"there is a container named {name}" in refused.stderr
+        here.docker("rm", name)
+        said(keeps, OTHER[host], f"transship restore {info['id']} --on {OTHER[host]}")
+        now = await counts_on(there, name)
+        assert last in now.logged
+        assert there.docker("inspect", "-f", "{{.HostConfig.RestartPolicy.Name}}", name) == "always"
+        remove(there, name)
+        said(keeps, host, f"transship restore {info['id']}")
+        assert last in (await counts_on(here, name)).logged
+        await clean(keeps, host, OTHER[host])
+    finally:
+        remove(here, name)
+        remove(there, name)
+
+
+def counted_stopped(keeps: Cluster, host: str, name: str) -> list[int]:
+    return [int(line) for line in keeps[host].docker("logs", name).split()]
+
+
+async def test_an_archive_goes_through_a_pipe(keeps: Cluster) -> None:
+    """`-` both ways, from one engine to the other; nothing of it lies anywhere."""
+    here, there = keeps["a26"], keeps["b28"]
+    name = "ck-pipe"
+    try:
+        run_counter(here, name)
+        await counts_on(here, name)
+        run(keeps, "a26", f"transship checkpoint {name} -R --with-image --to - --compress none > /root/piped.tar")
+        copy(here, there, "/root/piped.tar")
+        run(keeps, "b28", "cat /root/piped.tar | transship restore - --tcp close")
+        await asyncio.gather(counts_on(here, name), counts_on(there, name))
+        assert run(keeps, "a26", "ls /run/transship/pipes").stdout == ""
+        await clean(keeps, "a26", "b28")
+    finally:
+        remove(here, name)
+        remove(there, name)
+
+
+async def test_a_reader_that_goes_away_costs_nothing(keeps: Cluster) -> None:
+    """The container was to be stopped: its archive was not taken whole, so it runs on."""
+    here, name = keeps["b28"], "ck-broken"
+    try:
+        run_counter(here, name, mib=64)
+        await counts_on(here, name)
+        broken = run(
+            keeps, "b28", f"transship checkpoint {name} --compress none --to - | head -c 100000 >/dev/null", check=False
+        )
+        assert broken.returncode != 0
+        assert state(here, name) == "running"
+        await counts_on(here, name)
+        await clean(keeps, "b28")
+    finally:
+        remove(here, name)
+
+
+async def test_an_archive_that_was_changed_restores_nothing(keeps: Cluster) -> None:
+    here, name = keeps["b28"], "ck-changed"
+    try:
+        run_counter(here, name)
+        await counts_on(here, name)
+        run(keeps, "b28", f"transship checkpoint {name} -R --compress none --to /root/good.tar")
+        # in the middle of the pages
+        run(
+            keeps,
+            "b28",
+            "cp /root/good.tar /root/bad.tar && printf X | dd of=/root/bad.tar bs=1 conv=notrunc "
+            "seek=$(( $(stat -c %s /root/bad.tar) - 4000000 )) status=none",
+        )
+        run(keeps, "b28", "head -c -20000 /root/good.tar > /root/short.tar")
+        for archive in ("bad", "short"):
+            failed = run(keeps, "b28", f"transship restore /root/{archive}.tar --name ck-never", check=False)
+            assert failed.returncode == 1, failed
+            assert "was changed" in failed.stderr or "cut off" in failed.stderr, failed.stderr
+            assert state(here, "ck-never") == ""
+        await clean(keeps, "b28")
+    finally:
+        remove(here, name, "ck-never")
