@@ -28,6 +28,7 @@ from agent.migration.journal import Journal
 from agent.migration.machine import Role
 from agent.migration.sources import Sources
 from agent.migration.targets import Targets
+from agent.vault.schedule import Schedule
 from agent.vault.vault import Vault
 from protocol.peer import DecisionKind
 
@@ -72,6 +73,7 @@ class Agent:
         self.sources = Sources(self.host, self.peer, self.announcer)
         self.targets = Targets(self.host, Asking(self), lambda peer, migration: self.vault.decision(peer, migration))
         self.vault = Vault(self.host, self.sources, self.targets, self.peer)
+        self.schedule = Schedule(self.host.docker, self.vault.store, self.vault.scheduled, settings.host)
         self.dispatcher = Dispatcher(self.host, self.announcer, self.sources, self.targets, self.vault)
         self.inventory = Inventory(self.host.docker, settings.host, self.announcer, engine=self.host.engine)
         self._server = PeerServer(settings.peer, self.targets)
@@ -110,6 +112,7 @@ class Agent:
             asyncio.create_task(self.broker.run(), name="broker"),
             asyncio.create_task(self.inventory.run(), name="inventory"),
             asyncio.create_task(self._watchdog(), name="watchdog"),
+            asyncio.create_task(self.schedule.run(), name="scheduled checkpoints"),
         ]
         systemd.notify("READY=1", f"STATUS=agent of {self._settings.host}")
         log.info("agent of %s is up", self._settings.host)

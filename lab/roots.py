@@ -49,6 +49,12 @@ DEBIAN_FRONTEND=noninteractive apt-get install -y -qq docker-compose
 apt-get clean
 rm -rf /var/lib/apt/lists/*
 """
+_ARCHIVE_TOOLS = """
+apt-get update -qq
+DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends checkpointctl docker-registry skopeo
+apt-get clean
+rm -rf /var/lib/apt/lists/*
+"""
 _VENV = """
 python3 -m venv /opt/transship
 /opt/transship/bin/pip install --quiet --no-cache-dir --requirement /tmp/requirements --constraint /tmp/constraints
@@ -103,15 +109,25 @@ def venv() -> Layer:
 
 
 def compose_plugin() -> Path:
-    """Make the layer with Docker's Compose in it, if it is not cached; the program, for a host that is to have it."""
-    layer = Layer("compose", _COMPOSE, base())
+    """Docker's Compose, for a host that is to have it."""
+    return _on_top("compose", _COMPOSE) / "usr/libexec/docker/cli-plugins/docker-compose"
+
+
+def archive_tools() -> Path:
+    """A folder with checkpointctl, docker-registry and skopeo in it, for a host that is to have them."""
+    return _on_top("archives", _ARCHIVE_TOOLS) / "usr/bin"
+
+
+def _on_top(name: str, recipe: str) -> Path:
+    """Make a layer that no root has by itself, if it is not cached; its folder."""
+    layer = Layer(name, recipe, base())
     ensure(with_docker28=False)
     if not layer.folder.is_dir():
         with build_lock() as lock:
             if not layer.folder.is_dir():
                 _build(layer, lock)
     os.utime(layer.folder)
-    return layer.folder / "usr/libexec/docker/cli-plugins/docker-compose"
+    return layer.folder
 
 
 def ensure(*, with_docker28: bool) -> dict[str, tuple[Path, ...]]:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from agent.base.errors import CommandFailed, DumpFailed
+from agent.base.errors import CommandFailed, DumpFailed, RestoreFailed
 from agent.checkpoint import logs
 
 
@@ -142,7 +142,8 @@ CAUSES = (
 
 def cause_of(lines: Iterable[str]) -> Cause | None:
     """The first known cause that one of the lines is a sign of."""
-    found = [line for line in lines if "Error" in line or "error" in line or "rror (" in line] or list(lines)
+    said = list(lines)
+    found = [line for line in said if "Error" in line] or said
     for cause in CAUSES:
         if any(cause.sign.search(line) for line in found):
             return cause
@@ -166,4 +167,18 @@ def dump_failed(log: Path, keep_as: str, host: str, error: CommandFailed) -> Dum
         "CRIU could not dump the container" + (f": probably {cause.meaning}" if cause is not None else ""),
         hint=hint(cause, kept, host),
         detail=lines or error.detail,
+    )
+
+
+def restore_failed(log: Path, keep_as: str, host: str, reason: str, step: str) -> RestoreFailed:
+    """The same of a restore; `reason` is Docker's, of a start that has failed, and `step` what was waited for."""
+    lines = logs.digest(log)
+    kept = logs.keep(log, keep_as)
+    cause = cause_of(lines) if lines else None
+    if cause is not None:
+        reason = f"probably {cause.meaning}"
+    return RestoreFailed(
+        f"the container can't be {step} here" + (f": {reason}" if reason else ""),
+        hint=hint(cause, kept, host),
+        detail=(*lines, *([reason] if reason and cause is None else [])),
     )

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from agent.cli.running import CONTAINERS, HOSTS, Json, control
+from agent.cli.running import CONTAINERS, HOSTS, Host, Json, control, local
 
 KeyFile = Annotated[
     Path | None, typer.Option("--key-file", metavar="FILE", help="Seals and opens the archive; 16 bytes or more.")
@@ -74,3 +74,58 @@ def restore(
 
     wanted = story.WantedBack(archive, host, on, name, tcp, key_file)
     control(context, as_json, lambda controller, out: story.restore(controller, out, wanted))
+
+
+def inspect(
+    archive: Annotated[Path, typer.Argument(metavar="FILE", help="An archive; it is read here, no agent is asked.")],
+    verify: Annotated[bool, typer.Option("--verify", help="Read all of it, and compare every hash.")] = False,
+    key_file: KeyFile = None,
+    as_json: Json = False,
+) -> None:
+    """What is in an archive: whose it is, its members and sizes, and with --verify whether it is as it was written."""
+    from agent.cli import inspect as story
+    from agent.cli.output import Out
+
+    out = Out(as_json=as_json)
+    local(out, lambda: story.inspect(out, archive, key_file, verify=verify))
+
+
+checkpoints_app = typer.Typer(help="The checkpoints in the hosts' own folders.", invoke_without_command=True)
+CheckpointArgument = Annotated[str, typer.Argument(metavar="ID", help="As `transship checkpoints` shows it.")]
+
+
+@checkpoints_app.callback()
+def checkpoints(context: typer.Context, host: Host = None, as_json: Json = False) -> None:
+    """List them; see the commands for what else can be done."""
+    if context.invoked_subcommand is None:
+        from agent.cli import stored
+
+        control(context, as_json, lambda controller, out: stored.show(controller, out, host))
+
+
+@checkpoints_app.command("rm")
+def checkpoints_rm(
+    context: typer.Context,
+    checkpoint: CheckpointArgument,
+    host: Host = None,
+    force: Annotated[bool, typer.Option("--force", help="A pinned one, too.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Remove one."""
+    from agent.cli import stored
+
+    control(context, as_json, lambda controller, out: stored.remove(controller, out, checkpoint, host, force=force))
+
+
+@checkpoints_app.command("pin")
+def checkpoints_pin(
+    context: typer.Context,
+    checkpoint: CheckpointArgument,
+    host: Host = None,
+    undo: Annotated[bool, typer.Option("--undo", help="No longer.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Keep one whatever the retention says."""
+    from agent.cli import stored
+
+    control(context, as_json, lambda controller, out: stored.pin(controller, out, checkpoint, host, pinned=not undo))

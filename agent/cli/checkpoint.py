@@ -12,6 +12,7 @@ import sys
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from pydantic import ValidationError
 
@@ -24,7 +25,16 @@ from agent.cli.output import OK, Out, duration, size
 from agent.vault.places import ACK, DATA, KEPT, KEY, PIPES
 from protocol.base import new_command_id
 from protocol.checkpoint import CheckpointInfo
-from protocol.commands import Checkpoint, Command, ListCheckpoints, Reply, ReplyKind, Restore
+from protocol.commands import (
+    Checkpoint,
+    Command,
+    ListCheckpoints,
+    PinCheckpoint,
+    RemoveCheckpoint,
+    Reply,
+    ReplyKind,
+    Restore,
+)
 from protocol.errors import ErrorCode
 from protocol.reading import explain
 
@@ -73,7 +83,7 @@ async def checkpoint(controller: Controller, out: Out, wanted: Wanted) -> int:
         raise Refused(ErrorCode.NO_SUCH_HOST, f"there is no host {wanted.host}", hint=known(hosts))
     found = finding.find(wanted.container, await controller.containers(wanted.host), hosts)
     with _pipe(wanted.key_file) if is_file(wanted.to) else contextlib.nullcontext() as pipe:
-        command = _checked(
+        command = checked(
             Checkpoint,
             container=found.id,
             store="" if pipe else wanted.to,
@@ -109,7 +119,7 @@ async def restore(controller: Controller, out: Out, wanted: WantedBack) -> int:
     out.moving = True
     by_id = _is_id(wanted.archive)
     with contextlib.nullcontext() if by_id else _pipe(wanted.key_file) as pipe:
-        command = _checked(
+        command = checked(
             Restore,
             checkpoint=wanted.archive if by_id else None,
             pipe=pipe.name if pipe else None,
@@ -118,7 +128,7 @@ async def restore(controller: Controller, out: Out, wanted: WantedBack) -> int:
             tcp=wanted.tcp,
         )
         if pipe is None:
-            host = wanted.host or await _holder(controller, wanted.archive)
+            host = wanted.host or await holder(controller, wanted.archive)
             reply = await _last(controller, host, command)
         else:
             host = wanted.host or local_host()
@@ -136,7 +146,7 @@ def _is_id(archive: str) -> bool:
     return len(archive) == 12 and set(archive) <= set("0123456789abcdef") and not Path(archive).exists()
 
 
-async def _holder(controller: Controller, checkpoint: str) -> str:
+async def holder(controller: Controller, checkpoint: str) -> str:
     """The host that has it in its folder."""
     for host in await controller.hosts():
         if host.online:
@@ -157,7 +167,11 @@ def local_host() -> str:
     return os.uname().nodename.split(".")[0].lower()
 
 
-def _checked(kind: type[Checkpoint] | type[Restore], **fields: object) -> Command:
+C = TypeVar("C", Checkpoint, Restore, RemoveCheckpoint, PinCheckpoint)
+
+
+def checked(kind: type[C], **fields: object) -> C:
+    """A new command."""
     try:
         return kind.model_validate({"id": new_command_id(), **fields})
     except ValidationError as error:

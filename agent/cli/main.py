@@ -125,6 +125,8 @@ def migrate(
 
 app.command()(archives.checkpoint)
 app.command()(archives.restore)
+app.command()(archives.inspect)
+app.add_typer(archives.checkpoints_app, name="checkpoints")
 
 
 @app.command()

@@ -17,8 +17,9 @@ from typing import Any
 
 from agent.base.errors import Cancelled, CorruptPart, Refused, RestoreFailed, StepFailed, Stranded
 from agent.base.tasks import both
-from agent.checkpoint import freezer, images, logs, proc
+from agent.checkpoint import freezer, images, proc
 from agent.checkpoint.criu import CriuOptions, tasks_in
+from agent.checkpoint.diagnosis import restore_failed
 from agent.checkpoint.segments import SegmentWriter
 from agent.doors.handover import HandOver, RestoreResult, StagedInfo
 from agent.doors.peer_server import Stream
@@ -350,12 +351,7 @@ class Target:
         failure = self._start.exception() if self._start.done() and not self._start.cancelled() else None
         reason = str(failure) if failure else ""
         log = self._hand_over.work / "restore.log"
-        kept = logs.keep(log, f"{self.run.id}-restore.log")
-        raise RestoreFailed(
-            f"the container can't be {wanted[-1]} here" + (f": {reason}" if reason else ""),
-            hint=f"CRIU's whole log is at {kept} on {self._host.name}" if kept else "",
-            detail=(*logs.digest(log), *([reason] if reason else [])),
-        )
+        raise restore_failed(log, f"{self.run.id}-restore.log", self._host.name, reason, wanted[-1])
 
     async def _take_segments(self, stream: Stream, folder: Path, places: Mapping[str, Path] | None) -> None:
         writer = SegmentWriter(folder, places, limit=image_room(self.offer) if places is None else None)

@@ -10,10 +10,11 @@ import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from agent.base.errors import CommandFailed, DumpFailed
+from agent.base.errors import CommandFailed
 from agent.base.shell import Shell
 from agent.base.tasks import both
-from agent.checkpoint import criu, logs, segments
+from agent.checkpoint import criu, segments
+from agent.checkpoint.diagnosis import dump_failed
 from agent.doors.handover import mount_tmpfs, unmount
 from agent.strategy import Memory, Progress
 from protocol.peer import FileHash, SentPart
@@ -64,18 +65,10 @@ class Cold:
             # by an agent that crashes: it goes on then, and recovery finds it by its folder.
             await memory.shell.run(*command, label="dump", timeout=memory.dump_seconds, killable=False)
         except CommandFailed as error:
-            raise self._failure(memory.migration, error) from error
+            log = folder / "work" / "dump.log"
+            raise dump_failed(log, f"{memory.migration}-dump.log", "the source", error) from error
         memory.progress.figures["dump_ms"] = (time.monotonic() - began) * 1000
         finished.set()
-
-    def _failure(self, migration: str, error: CommandFailed) -> DumpFailed:
-        log = DUMPS / migration / "work" / "dump.log"
-        kept = logs.keep(log, f"{migration}-dump.log")
-        return DumpFailed(
-            "CRIU could not dump the container",
-            hint=f"its whole log is at {kept} on the source" if kept else "",
-            detail=logs.digest(log) or error.detail,
-        )
 
     async def release(self, shell: Shell, migration: str) -> None:
         folder = DUMPS / migration

@@ -98,6 +98,27 @@ class Vault:
         await self._start(migration, work(), begun, ended)
         return migration
 
+    async def scheduled(self, container_id: str) -> None:
+        """Take one into the folder, to its end; the container goes on.
+
+        Raises:
+            AgentError: it failed.
+
+        """
+        ended: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+
+        async def begun(_: str) -> None: ...
+
+        async def tell(_: str, outcome: Outcome) -> None:
+            ended.set_result(outcome)
+
+        container = await self._host.docker.inspect(container_id)
+        command = Checkpoint(id=new_command_id(), container=container_id, leave_running=True)
+        await self.checkpoint(command, container, begun, tell)
+        outcome = await ended
+        if outcome.error is not None:
+            raise outcome.error
+
     def _place(self, command: Checkpoint, container: str, checkpoint: str) -> Place:
         if command.pipe is not None:
             return InPipe(command.pipe, command.compression.value)

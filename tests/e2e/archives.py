@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+from lab import roots
 from lab.cluster import TRANSSHIP, Cluster
 from lab.host import Host
 from lab.shell import Completed
@@ -16,7 +17,7 @@ def run(cluster: Cluster, host: str, words: str, *, check: bool = True, timeout:
         "TRANSSHIP_BROKER__PORT": str(access.port),
         "TRANSSHIP_BROKER__USERNAME": access.user,
         "TRANSSHIP_BROKER__PASSWORD": access.password,
-        "PATH": f"{TRANSSHIP.rpartition('/')[0]}:/usr/sbin:/usr/bin:/sbin:/bin",
+        "PATH": f"{TRANSSHIP.rpartition('/')[0]}:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     }
     return cluster[host].run(["bash", "-o", "pipefail", "-ec", words], env=env, check=check, timeout=timeout)
 
@@ -39,3 +40,11 @@ def remove(host: Host, *names: str) -> None:
 def copy(here: Host, there: Host, path: str) -> None:
     with open(f"/proc/{here.node.init().pid}/root{path}", "rb") as file:
         there.run(["sh", "-c", f"cat > {path}"], stdin=file)
+
+
+def give(host: Host, tool: str) -> None:
+    """Put one of the programs for archives on a host that has it not."""
+    path = f"/usr/local/bin/{tool}"
+    if host.run(["test", "-x", path], check=False).returncode:
+        with (roots.archive_tools() / tool).open("rb") as program:
+            host.run(["sh", "-c", f"cat > {path} && chmod 755 {path}"], stdin=program)

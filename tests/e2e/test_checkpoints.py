@@ -1,13 +1,15 @@
 """A checkpoint is taken, and restored as often as one likes: what counted goes on counting where it was."""
 
 import asyncio
+import json
+import re
 
 import pytest
 
 from lab.cluster import Cluster
 from lab.workloads import counted, run_counter
 from tests.e2e.archives import copy, remove, run, said, state
-from tests.e2e.support import clean, counts_on
+from tests.e2e.support import clean, counts_on, until
 
 HOSTS = ["a26", "b28"]
 OTHER = {"a26": "b28", "b28": "a26"}
@@ -139,3 +141,59 @@ async def test_an_archive_that_was_changed_restores_nothing(keeps: Cluster) -> N
         await clean(keeps, "b28")
     finally:
         remove(here, name, "ck-never")
+
+
+HOLDS_A_FILE = "import time; file = open('/data/file'); print('open', flush=True); time.sleep(1e6)"
+
+
+@pytest.mark.parametrize("host", HOSTS)
+async def test_a_restore_that_fails_says_why_and_where_the_log_is(keeps: Cluster, host: str) -> None:
+    """A file of the host that the container has open is another one by now."""
+    here, name = keeps[host], f"ck-why-{host}"
+    try:
+        here.ensure_image("py")
+        here.run(["sh", "-c", "mkdir -p /srv/why; echo before > /srv/why/file"])
+        here.docker("run", "-d", "--name", name, "-v", "/srv/why:/data", "py", "python3", "-c", HOLDS_A_FILE)
+        await until(lambda: "open" in here.docker("logs", name), "the file is open")
+        run(keeps, host, f"transship checkpoint {name} -R --to /root/why.tar")
+        here.run(["sh", "-c", "echo something longer than before > /srv/why/file"])
+        failed = run(keeps, host, "transship restore /root/why.tar --name ck-never --json", check=False)
+        error = json.loads(failed.stdout)["error"]
+        assert error["code"] == "restore-failed"
+        assert "a file that it has open is not what it was" in error["message"]
+        assert any("Error" in line and "has bad size" in line for line in error["detail"]), error["detail"]
+        kept = re.search(r"/var/lib/transship/failed/\S+", error["hint"])
+        assert kept is not None
+        assert "has bad size" in here.run(["cat", kept[0]]).stdout
+        assert state(here, "ck-never") == ""
+        assert state(here, name) == "running"
+        await clean(keeps, host)
+    finally:
+        remove(here, name, "ck-never")
+
+
+async def test_the_folder_is_listed_and_what_is_pinned_stays(keeps: Cluster) -> None:
+    """Taken by the clock, by the container's own label; then listed, pinned, removed."""
+    here, name = keeps["b28"], "ck-clock"
+
+    def listed() -> list[str]:
+        lines = run(keeps, "a26", "transship checkpoints --host b28 --json").stdout.splitlines()
+        return [each["id"] for each in map(json.loads, lines) if each["container"] == name]
+
+    try:
+        run_counter(here, name, "--label", "transship.checkpoint.every=2s")
+        await until(lambda: len(listed()) >= 2, "its label has it taken twice", 60)
+        await counts_on(here, name)
+        remove(here, name)
+        first = listed()[0]
+        run(keeps, "b28", f"transship checkpoints pin {first}")
+        refused = run(keeps, "b28", f"transship checkpoints rm {first}", check=False)
+        assert refused.returncode == 2
+        assert "pinned" in refused.stderr
+        run(keeps, "b28", f"transship restore {first}")
+        await counts_on(here, name)
+        for each in listed():
+            run(keeps, "b28", f"transship checkpoints rm {each} --force")
+        assert name not in run(keeps, "b28", "ls -A /var/lib/transship/checkpoints").stdout
+    finally:
+        remove(here, name)
