@@ -75,6 +75,15 @@ class Network(WireModel):
     mac: str = ""
 
 
+class Listening(WireModel):
+    """A port of the host that a container on the host's network holds, with TCP or UDP."""
+
+    protocol: Literal["tcp", "udp"]
+    address: str
+    """0.0.0.0 or :: for all of them."""
+    port: int
+
+
 class Offer(WireModel):
     """What the source wants to hand over: enough for the target to say every reason against it at once."""
 
@@ -93,6 +102,8 @@ class Offer(WireModel):
     networks: tuple[Network, ...] = ()
     pinned: dict[str, tuple[str, ...]] = {}
     """By network, the wishes for addresses in `create` that the user has not made: they may be left out."""
+    listening: tuple[Listening, ...] = ()
+    """On the host's network (`--network host`): what has to be free on the target."""
     init: str = ""
     """SHA-256 of the program that --init has put into it; empty if there is none."""
     tcp: TcpPolicy

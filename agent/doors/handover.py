@@ -34,6 +34,8 @@ HOOK = """\
 read -r state || [ -n "$state" ]
 pid=${state#*\\"pid\\":}
 pid=${pid%%[,\\}]*}
+# on the host's own network nothing is to be set
+[ /proc/self/ns/net -ef /proc/"$pid"/ns/net ] && exit 0
 exec nsenter --net=/proc/"$pid"/ns/net /bin/sh -e "$1"
 """
 

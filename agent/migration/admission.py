@@ -38,7 +38,7 @@ def needs(offer: Offer, room: int, image_bytes: int) -> Reserved:
         offer.container,
         offer.memory_bytes + room,
         offer.files_bytes + image_bytes,
-        frozenset(ports.published(offer.create)),
+        frozenset((*ports.published(offer.create), *ports.listening(offer.listening))),
         fitting.addresses(offer.create),
     )
 
@@ -54,7 +54,8 @@ async def examine(host: Host, offer: Offer, reserved: Iterable[Reserved], room: 
     others = list(reserved)
     reasons = [*_engines(host, engine, offer), *_hardware(offer), *await _names(host, offer, others)]
     promised = [port for other in others for port in other.published]
-    reasons += ports.reasons(offer.create, host.settings.port_policy, promised)
+    held = ports.listening(offer.listening)
+    reasons += ports.reasons(offer.create, host.settings.port_policy, promised, held)
     reasons += await _networks(host, offer, others)
     volumes, binds = await _volumes(host, offer)
     reasons += volumes
@@ -65,14 +66,14 @@ async def examine(host: Host, offer: Offer, reserved: Iterable[Reserved], room: 
     reasons += await _room(host, need, others)
     if reasons:
         raise refusal(host.name, offer.container, reasons)
-    held: set[str] = set()
+    blobs: set[str] = set()
     if found is None and engine.image_store == "containerd":
-        held = await asyncio.to_thread(_held_blobs, await host.docker.data_root(), [image.id for image in images])
+        blobs = await asyncio.to_thread(_held_blobs, await host.docker.data_root(), [image.id for image in images])
     answer = Answer(
         missing_layers=tuple(sorted(missing)),
         image_wanted=found is None,
         engine=engine,
-        held_blobs=tuple(sorted(held)),
+        held_blobs=tuple(sorted(blobs)),
         init_wanted=bool(offer.init) and not init.kept(offer.init).exists(),
         binds=binds,
     )

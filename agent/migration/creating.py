@@ -31,7 +31,7 @@ async def _fitted(host: Host, run: Run, offer: Offer) -> Body:
     fitted = fitting.fit_networks(offer, {network.name: network for network in found if network is not None})
     for reason in fitted.reasons:  # none when it was admitted
         raise Refused(reason.code, reason.message, hint=reason.hint)
-    clashes = ports.clashing(fitted.create) if settings.port_policy == "remap" else ()
+    clashes = ports.clashing(ports.published(fitted.create)) if settings.port_policy == "remap" else ()
     body, remapped = ports.remapped(fitted.create, clashes)
     engine = fitting.fit_engine(body, (await docker.engine(settings.runtime)).api)
     run.notes += [*fitted.notes, *remapped, *engine.notes]

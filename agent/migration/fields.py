@@ -80,7 +80,7 @@ _ROWS: Final = (
         "",
     ),
     ("HostConfig", Fate.IGNORED, "CpuCount CpuPercent IOMaximumIOps IOMaximumBandwidth Isolation", "of Windows"),
-    ("HostConfig", Fate.REFUSED, "NetworkMode", "the host's network, or another container's"),
+    ("HostConfig", Fate.REFUSED, "NetworkMode", "another container's network"),
     (
         "HostConfig",
         Fate.REFUSED,

@@ -5,7 +5,7 @@ CRIU 4.2 (`criu/files.c: dump_one_file`, `criu/sockets.c`, `criu/namespaces.c`).
 says itself.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Final
 
 from agent.doors.docker_model import Container, Exec, Summary
@@ -26,7 +26,7 @@ HARDWARE: Final = ("/dev/nvidia", "/dev/dri", "/dev/kfd", "/dev/infiniband", "/d
 RUNTIMES: Final = frozenset({"", "runc", "io.containerd.runc.v2"})
 OWN_LOGS: Final = frozenset({"json-file", "local", "none", ""})
 SENT_LOGS: Final = frozenset({"journald", "syslog", "gelf", "fluentd", "awslogs", "splunk", "gcplogs", "logentries"})
-NETWORK_DRIVERS: Final = frozenset({"bridge", "macvlan", "ipvlan", "null"})
+NETWORK_DRIVERS: Final = frozenset({"bridge", "macvlan", "ipvlan", "host", "null"})
 SHARED_STORAGE: Final = frozenset({"nfs", "nfs4", "cifs", "smb3", "ceph", "glusterfs", "9p", "lustre"})
 MANAGERS: Final = {"com.docker.swarm.task.id": "Swarm", "io.kubernetes.pod.uid": "Kubernetes"}
 HINTS: Final = {
@@ -76,9 +76,12 @@ def belongings_against(networks: Sequence[peer.Network], volumes: Sequence[peer.
     return tuple(dict.fromkeys([*_networks(networks), *_volumes(volumes)]))
 
 
-def bound_against(bound: Bound, *, address_moves_along: bool) -> tuple[Reason, ...]:
-    """Sockets that could not be bound again as they are."""
-    staying = () if address_moves_along else sorted(bound.addresses)
+def bound_against(bound: Bound, wished: Collection[str], *, address_moves_along: bool) -> tuple[Reason, ...]:
+    """Sockets that could not be bound again as they are.
+
+    On an address that is asked for at the target a program may listen before it is there (identity.bind_as_usual).
+    """
+    staying = () if address_moves_along else sorted({*bound.addresses.difference(wished), *bound.connected})
     return (
         *(
             _no(
@@ -123,7 +126,7 @@ def _namespaces(container: Container) -> Iterator[Reason]:
     host = container.raw["HostConfig"]
     for key, what in (("NetworkMode", "network"), ("PidMode", "process"), ("IpcMode", "IPC"), ("UTSMode", "UTS")):
         mode = str(host.get(key) or "")
-        if mode == "host":
+        if mode == "host" and key != "NetworkMode":
             yield _no(f"it shares the {what} namespace of the host", f"give it a {what} namespace of its own")
         elif mode.startswith("container:"):
             other = mode.removeprefix("container:")[:12]
@@ -183,8 +186,6 @@ def _networks(networks: Sequence[peer.Network]) -> Iterator[Reason]:
     for network in networks:
         if not network.driver:
             yield _no(f"its network {network.name} is gone on this host")
-        elif network.driver == "host":
-            yield _no("it shares the network namespace of the host", "give it a network namespace of its own")
         elif network.driver not in NETWORK_DRIVERS:
             yield _no(f"its network {network.name} is of the driver {network.driver}, which is not supported")
 
@@ -265,6 +266,9 @@ def _unix_sockets(view: View) -> Iterator[Reason]:
 
 
 def _warnings(container: Container, view: View) -> Iterator[str]:
+    if view.on_host_network:
+        yield "it is on the host's network: its address becomes the target's, and its connections end"
+        yield "multicast groups that it has joined can't be told from the host's own, and are not joined again"
     if container.log_driver in SENT_LOGS:
         yield f"its log lines so far stay where the driver {container.log_driver} sent them from here"
     for process in view.processes:

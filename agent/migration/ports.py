@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from protocol.errors import ErrorCode, Reason
+from protocol.peer import Listening
 
 KINDS = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}
 EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104 - tried, not listened on
@@ -17,7 +18,7 @@ class Port:
     """A port of the host; `ip` is empty for all of its addresses."""
 
     inner: str
-    """In the container, as Docker writes it: 80/tcp."""
+    """In the container, as Docker writes it: 80/tcp. On the host's network it is the port itself."""
     ip: str
     number: int
 
@@ -42,10 +43,15 @@ def _published(bindings: Mapping[str, Any]) -> Iterator[Port]:
                 yield Port(inner, place.get("HostIp") or "", int(number))
 
 
-def clashing(create: Mapping[str, Any], promised: Iterable[Port] = ()) -> tuple[Port, ...]:
+def listening(sockets: Iterable[Listening]) -> tuple[Port, ...]:
+    """The ports of a container on the host's network; one port for IPv4 and IPv6 is one."""
+    said = [(f"{each.port}/{each.protocol}", "" if each.address in EVERYWHERE else each.address) for each in sockets]
+    return tuple(Port(inner, ip, int(inner.partition("/")[0])) for inner, ip in dict.fromkeys(said))
+
+
+def clashing(wanted: Collection[Port], promised: Iterable[Port] = ()) -> tuple[Port, ...]:
     """Those that are taken here, by whatever program, or promised to another container."""
     theirs = {str(port) for port in promised}
-    wanted = published(create)
     return tuple(port for port in wanted if str(port) in theirs or _trial(port) in (errno.EADDRINUSE, errno.EACCES))
 
 
@@ -61,6 +67,8 @@ def _trial(port: Port) -> int:
         family = socket.AF_INET6 if ":" in place else socket.AF_INET
         try:
             with socket.socket(family, kind or 0) as trial:
+                if kind == socket.SOCK_STREAM:  # what is left of connections that have ended holds no port
+                    trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 if family == socket.AF_INET6:
                     trial.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
                 trial.bind((place, port.number))
@@ -86,13 +94,21 @@ def remapped(create: dict[str, Any], clashes: Collection[Port]) -> tuple[dict[st
     return {**create, "HostConfig": {**create["HostConfig"], "PortBindings": fitted}}, notes
 
 
-def reasons(create: Mapping[str, Any], policy: str, promised: Iterable[Port]) -> Iterator[Reason]:
+def reasons(
+    create: Mapping[str, Any], policy: str, promised: Collection[Port], held: Collection[Port] = ()
+) -> Iterator[Reason]:
     """What stands against taking a container with these ports."""
-    for port in clashing(create, promised) if policy == "refuse" else ():
+    for port in clashing(published(create), promised) if policy == "refuse" else ():
         yield Reason(
             code=ErrorCode.PORT_TAKEN,
             message=f"port {port}, which it publishes, is taken",
             hint='free it on the target, or set port_policy = "remap" there',
+        )
+    for port in clashing(held, promised):
+        yield Reason(
+            code=ErrorCode.PORT_TAKEN,
+            message=f"port {port}, which it holds on the host's network, is taken",
+            hint="free it on the target",
         )
     for port in without_address(create):
         yield Reason(

@@ -28,7 +28,7 @@ from agent.prework.ids import IdMap, IdRange
 from agent.prework.tree import Source
 from protocol.commands import ExecPolicy, Migrate
 from protocol.errors import ErrorCode, Reason
-from protocol.peer import ImageRef, Network, Offer, Volume
+from protocol.peer import ImageRef, Listening, Network, Offer, Volume
 
 LOOK_AGAIN_SECONDS = 0.2
 
@@ -69,8 +69,10 @@ async def examine(host: Host, request: Migrate, migration: str) -> Subject:
     pinned = pins.recall(host.settings.state_dir, container.id)
     details = await spec.describe(host.docker, container, image, pinned)
     reasons += belongings_against(details.networks, details.volumes)
-    bound = await asyncio.to_thread(sockets.bound, container.pid)
-    reasons += bound_against(bound, address_moves_along=details.address_moves_along)
+    held = await asyncio.to_thread(sockets.on_the_host, view.sockets) if view.on_host_network else ()
+    bound = await asyncio.to_thread(_bound, container.pid, view, held)
+    wished = {address.partition("/")[0] for network in details.networks for address in network.addresses}
+    reasons += bound_against(bound, wished, address_moves_along=details.address_moves_along)
     copied = [volume.name for volume in details.volumes if belongings.copied(volume)]
     reasons += shared_volumes(container, copied, await host.docker.list(all=False))
     tasks = freezer.cgroup_of(container.pid).tasks()
@@ -78,7 +80,26 @@ async def examine(host: Host, request: Migrate, migration: str) -> Subject:
     reasons += _room(memory)
     if reasons or image is None:
         raise admission.refusal(host.name, container.name, reasons, verb="can't give")
-    return await _subject(host, request, migration, container, image, details, view, memory)
+    return await _subject(host, request, migration, container, image, details, view, memory, held)
+
+
+def _image(container: Container, image: Image) -> ImageRef:
+    return ImageRef(
+        name=container.image,
+        id=image.id,
+        diff_ids=image.diff_ids,
+        config=dict(image.config),
+        tags=image.tags,
+        size=image.size,
+    )
+
+
+def _listening(held: Sequence[sockets.Place]) -> tuple[Listening, ...]:
+    return tuple(Listening(protocol=place.protocol, address=str(place.address), port=place.port) for place in held)
+
+
+def _bound(pid: int, view: View, held: Sequence[sockets.Place]) -> sockets.Bound:
+    return sockets.bound_to(held) if view.on_host_network else sockets.bound(pid)
 
 
 async def _running_execs(host: Host, request: Migrate, container: Container) -> tuple[Exec, ...]:
@@ -131,6 +152,7 @@ async def _subject(
     details: spec.Spec,
     view: View,
     memory: int,
+    held: Sequence[sockets.Place],
 ) -> Subject:
     tcp = connections.policy(container, request.tcp, len(view.tcp), address_moves_along=details.address_moves_along)
     volumes = _told_apart(details.volumes)
@@ -146,17 +168,11 @@ async def _subject(
         container_id=container.id,
         create=details.create,
         restart_policy=dict(container.restart_policy),
-        image=ImageRef(
-            name=container.image,
-            id=image.id,
-            diff_ids=image.diff_ids,
-            config=dict(image.config),
-            tags=image.tags,
-            size=image.size,
-        ),
+        image=_image(container, image),
         volumes=volumes,
         networks=details.networks if details.address_moves_along else _without_addresses(details.networks),
         pinned=details.pinned,
+        listening=_listening(held),
         init=digest,
         tcp=tcp,
         memory_bytes=memory,

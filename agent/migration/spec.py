@@ -163,7 +163,7 @@ def _bare(address: str) -> str:
 def _moves(found: Attachment, networks: Networks) -> bool:
     network = networks.get(found.network)
     if not found.addresses:
-        return True
+        return found.network != "host"
     return network is not None and network.driver in MOVING_DRIVERS and _takes_addresses(found, network)
 
 

@@ -17,7 +17,7 @@ from agent.base.errors import ContainerGone
 from agent.base.shell import Shell
 from agent.checkpoint.freezer import cgroup_of
 from agent.network import groups
-from agent.network.namespace import in_netns
+from agent.network.namespace import in_netns, is_ours
 
 NAMESPACES = ("pid", "user", "uts", "ipc", "cgroup", "time")
 """Those of which CRIU dumps one for the whole container; mount and network namespaces may be nested."""
@@ -88,12 +88,18 @@ class View:
     lost_watches: int = 0
     """Watches on the root file system whose path was not found."""
     groups: tuple[str, ...] = ()
-    """Multicast groups that were joined."""
+    """Multicast groups that were joined; none is known of where the host has them too."""
     queues: tuple[str, ...] = ()
     """POSIX message queues."""
     processors: int = 0
     """Of this host, as far as the container may use them."""
     cgroup_version: int = 2
+    on_host_network: bool = False
+
+    @property
+    def sockets(self) -> frozenset[int]:
+        """The inodes of the sockets that its processes hold."""
+        return frozenset(opened.inode for process in self.processes for opened in process.files if opened.inode)
 
 
 async def look(shell: Shell, pid: int) -> View:
@@ -109,18 +115,20 @@ async def look(shell: Shell, pid: int) -> View:
         raise ContainerGone(f"process {pid} is not in the cgroup {group.path}")
     watches = await asyncio.to_thread(_overlay_watches, pid, processes)
     watched = await asyncio.to_thread(_find, pid, watches) if watches else ()
+    shared = is_ours(pid)
     rows = await shell.run(*in_netns(pid, "ss", "--unix", "--all", "--numeric", "--no-header"), label="ss")
     return View(
         init=pid,
         processes=processes,
         unix=parse_unix(rows.stdout),
-        tcp=_tcp(pid),
+        tcp=_tcp(pid, {opened.inode for process in processes for opened in process.files} if shared else None),
         watched=watched,
         lost_watches=max(0, len(watches) - len(watched)),
-        groups=groups.joined(pid),
+        groups=() if shared else groups.joined(pid),
         queues=_queues(pid),
         processors=len(os.sched_getaffinity(0)),
         cgroup_version=group.version,
+        on_host_network=shared,
     )
 
 
@@ -264,12 +272,14 @@ def parse_unix(text: str) -> tuple[UnixSocket, ...]:
     return tuple(UnixSocket(row[1], row[3].strip(), int(row[4]), int(row[5])) for row in matches)
 
 
-def _tcp(pid: int) -> tuple[TcpConnection, ...]:
+def _tcp(pid: int, inodes: Collection[int] | None) -> tuple[TcpConnection, ...]:
+    """Those of a network namespace, or, on the host's, of these sockets."""
     found: list[TcpConnection] = []
     for name in ("tcp", "tcp6"):
         with contextlib.suppress(OSError):
             for line in Path(f"/proc/{pid}/net/{name}").read_text().splitlines()[1:]:
-                _, local, remote, state = line.split()[:4]
-                if (word := _TCP_STATES.get(int(state, 16))) is not None:
+                _, local, remote, state, *_, inode = line.split()[:10]
+                word = _TCP_STATES.get(int(state, 16))
+                if word is not None and (inodes is None or int(inode) in inodes):
                     found.append(TcpConnection(local, remote, word))
     return tuple(found)

@@ -14,7 +14,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_interface
 from pathlib import Path
 
 from agent.base.shell import Shell
-from agent.network.namespace import in_netns, within
+from agent.network.namespace import in_netns, is_ours, within
 
 METRIC = 1_000_000
 DEFAULT = {4: "0.0.0.0/0", 6: "::/0"}
@@ -73,6 +73,8 @@ async def bind_as_usual(shell: Shell, pid: int, wanted: str) -> None:
 
     During the restore any address will do: of a listening program's IPv4 address CRIU can't be told that it is to come.
     """
+    if is_ours(pid):  # the host's setting was not changed
+        return
     script = f"printf {int(wanted or 0)} >/proc/sys/net/ipv4/ip_nonlocal_bind"
     await shell.run(*in_netns(pid, "sh", "-c", script), label="bind as usual", timeout=10)
 
@@ -83,7 +85,7 @@ def announce(pid: int) -> list[str]:
     Gratuitous ARP (RFC 5227, 3) and unsolicited neighbour advertisements (RFC 4861, 7.2.6). Until then switches send
     frames for the MAC to the port where it was. Blocks for about a millisecond.
     """
-    return within(pid, _announce_all)
+    return [] if is_ours(pid) else within(pid, _announce_all)
 
 
 def _announce_all() -> list[str]:

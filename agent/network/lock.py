@@ -5,7 +5,7 @@ reach it or leave it. CRIU's own lock ends with its dump when the tasks are left
 """
 
 from agent.base.shell import Shell
-from agent.network.namespace import in_netns
+from agent.network.namespace import in_netns, is_ours
 
 TABLE = "transship"
 CRIU_MARK = 0xC114
@@ -68,6 +68,8 @@ async def unlock(shell: Shell, pid: int) -> None:
 
 
 async def _nft(shell: Shell, pid: int, rules: str, label: str) -> None:
+    if is_ours(pid):  # a container on the host's network: the host stays on it
+        return
     await shell.run(*in_netns(pid, "nft", "-f", "-"), stdin=rules.encode(), label=label, timeout=10)
 
 

@@ -20,6 +20,22 @@ def path_of(pid: int) -> str:
     return f"/proc/{pid}/ns/net"
 
 
+def is_ours(pid: int) -> bool:
+    """Whether a process shares this agent's network namespace: the host's own, which other programs live on.
+
+    Nothing there may be locked, announced or ended for the sake of a container.
+    """
+    return is_ours_at(path_of(pid))
+
+
+def is_ours_at(path: str) -> bool:
+    """The same of a namespace that stands at a path."""
+    try:
+        return os.path.samestat(os.stat(path), os.stat(path_of(os.getpid())))  # noqa: PTH116
+    except OSError:  # it has ended
+        return False
+
+
 @contextmanager
 def open_namespace(pid: int) -> Iterator[str]:
     """A path to the network namespace of a process, which stays good when the process has ended."""

@@ -16,7 +16,7 @@ from agent.base.shell import Shell
 from agent.base.tasks import both
 from agent.checkpoint import freezer
 from agent.network import lock, sockets
-from agent.network.namespace import path_of
+from agent.network.namespace import is_ours, path_of
 from agent.network.sockets import Ownerless, ownerless
 
 ACCEPT_SECONDS = 2.0
@@ -54,6 +54,11 @@ async def hold(shell: Shell, pid: int, group: freezer.Cgroup, seconds: float, *,
         FreezeFailed: a task does not freeze, or a program does not accept what waits for it.
 
     """
+    if is_ours(pid):
+        # Its connections end with the copy here, and so may those that come meanwhile: there is nothing to wait for.
+        frozen_at = time.monotonic()
+        await freezer.freeze(group, seconds)
+        return Held(frozen_at, Ownerless())
     await lock.shut_gate(shell, pid)
     for _ in range(ATTEMPTS):
         before = await _settled(shell, pid, accepted)

@@ -7,12 +7,13 @@ something to deliver. Asked by sock_diag(7), which costs a millisecond where /pr
 import contextlib
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
+from typing import Literal
 
-from agent.network.namespace import within, within_path
+from agent.network.namespace import is_ours, is_ours_at, within, within_path
 
 NETLINK_SOCK_DIAG = 4
 SOCK_DIAG_BY_FAMILY, SOCK_DESTROY = 20, 21
@@ -20,10 +21,11 @@ DUMP = 0x301  # NLM_F_REQUEST | NLM_F_ROOT | NLM_F_MATCH
 CONFIRMED = 0x5  # NLM_F_REQUEST | NLM_F_ACK
 DONE, ERROR = 3, 2
 HEADER = struct.Struct("=IHHII")
-FIN_WAIT1, LAST_ACK, LISTEN, CLOSING, SYN_RECV = 4, 9, 10, 11, 3
+ESTABLISHED, FIN_WAIT1, LAST_ACK, LISTEN, CLOSING, SYN_RECV = 1, 4, 9, 10, 11, 3
 INET_STATES = 1 << FIN_WAIT1 | 1 << LAST_ACK | 1 << LISTEN | 1 << CLOSING | 1 << SYN_RECV
 INET = struct.Struct("=BBBB48xIIIII")
 """Of inet_diag_msg: family, state, timer, retransmissions; then expiry, both queues, user, inode."""
+FAMILIES = ((socket.AF_INET, IPv4Address, 4), (socket.AF_INET6, IPv6Address, 16))
 CONNECTED = 0xFFF & ~(1 << LISTEN | 1 << 6 | 1 << 7)
 """Neither listening nor in TIME_WAIT nor closed."""
 ANY = 0xFFF
@@ -53,9 +55,11 @@ class Bound:
     """What has to be there for the sockets of a namespace to be made again."""
 
     addresses: frozenset[str]
-    """Where TCP listens, and where UDP is bound or, being connected, sends from."""
+    """Where TCP listens, and where UDP is bound."""
     interfaces: frozenset[str]
     """Of sockets that are bound to one (SO_BINDTODEVICE, packet sockets, link-local addresses)."""
+    connected: frozenset[str] = frozenset()
+    """From where UDP sends that is connected, which takes a route as well."""
 
 
 def ownerless(pid: int) -> Ownerless:
@@ -68,7 +72,7 @@ def buffered(pid: int) -> int:
 
     A queue that is not empty may be full in a moment; those of an idle connection are taken as they are.
     """
-    return within(pid, _buffers)
+    return 0 if is_ours(pid) else within(pid, _buffers)  # on the host's network none is carried
 
 
 def _buffers() -> int:
@@ -82,24 +86,66 @@ def _buffers() -> int:
     return total
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a socket is bound: TCP that listens, or UDP."""
+
+    protocol: Literal["tcp", "udp"]
+    address: IPv4Address | IPv6Address
+    port: int
+    interface: int
+    inode: int
+
+
 def bound(pid: int) -> Bound:
     """Look, in the network namespace of `pid`."""
     return within(pid, _bound)
 
 
+def on_the_host(inodes: Collection[int]) -> tuple[Place, ...]:
+    """Where these sockets are bound, which are in the network namespace of this agent."""
+    return tuple(place for place in _places() if place.inode in inodes)
+
+
+def bound_to(places: Collection[Place]) -> Bound:
+    """What has to be there for them alone."""
+    addresses = {str(place.address) for place in places if not _is_everywhere(place.address)}
+    interfaces = {socket.if_indextoname(place.interface) for place in places if place.interface}
+    return Bound(frozenset(addresses), frozenset(interfaces))
+
+
+def _places() -> Iterator[Place]:
+    for family, address_of, length in FAMILIES:
+        for protocol, states in ((socket.IPPROTO_TCP, 1 << LISTEN), (socket.IPPROTO_UDP, ANY)):
+            for message in _dump(struct.pack("=BBBxI48x", family, protocol, 0, states)):
+                port = struct.unpack_from("!H", message, 4)[0]
+                interface, inode = struct.unpack_from("=I", message, 40)[0], struct.unpack_from("=I", message, 68)[0]
+                yield Place(
+                    "tcp" if protocol == socket.IPPROTO_TCP else "udp",
+                    address_of(message[8 : 8 + length]),
+                    port,
+                    interface,
+                    inode,
+                )
+
+
+def _is_everywhere(address: IPv4Address | IPv6Address) -> bool:
+    """Every host has it."""
+    return address.is_unspecified or address.is_loopback or address.is_multicast
+
+
 def _bound() -> Bound:
-    addresses: set[str] = set()
+    found: dict[bool, set[str]] = {False: set(), True: set()}
     indices = {int(line.split()[4]) for line in Path("/proc/thread-self/net/packet").read_text().splitlines()[1:]}
-    for family, address_of, length in ((socket.AF_INET, IPv4Address, 4), (socket.AF_INET6, IPv6Address, 16)):
+    for family, address_of, length in FAMILIES:
         for protocol, states in ((socket.IPPROTO_TCP, CONNECTED | 1 << LISTEN), (socket.IPPROTO_UDP, ANY)):
             for message in _dump(struct.pack("=BBBxI48x", family, protocol, 0, states)):
                 indices.add(struct.unpack_from("=I", message, 40)[0])
                 address = address_of(message[8 : 8 + length])
-                usual = address.is_unspecified or address.is_loopback or address.is_multicast
-                if not usual and (protocol == socket.IPPROTO_UDP or message[1] == LISTEN):
-                    addresses.add(str(address))
+                if not _is_everywhere(address) and (protocol == socket.IPPROTO_UDP or message[1] == LISTEN):
+                    found[message[1] == ESTABLISHED].add(str(address))
     names = {socket.if_indextoname(index) for index in indices - {0}}
-    return Bound(frozenset(addresses), frozenset(names - {"lo"}))
+    return Bound(frozenset(found[False]), frozenset(names - {"lo"}), frozenset(found[True]))
 
 
 def destroy(namespace: str) -> None:
@@ -108,7 +154,8 @@ def destroy(namespace: str) -> None:
     The connections of a process that is killed live on without it, and the namespace with them, interface and MAC
     address included: while it is locked for some minutes, since nothing that they send is confirmed.
     """
-    within_path(namespace, _destroy)
+    if not is_ours_at(namespace):  # they would be the host's
+        within_path(namespace, _destroy)
 
 
 def _destroy() -> None:

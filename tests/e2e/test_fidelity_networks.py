@@ -1,6 +1,7 @@
 """Networks, addresses and published ports: made again on the target, announced there, and never taken from others."""
 
 import json
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 from lab.cluster import Cluster
 from lab.host import Host
-from lab.shell import end
+from lab.shell import Process, end
 from protocol.errors import Consequence, ErrorCode
 from tests.e2e.fidelity import WAIT, inspect, move, notes, remove
 from tests.e2e.support import clean, until
@@ -125,14 +126,14 @@ def heard(cluster: Cluster, file: Path) -> Iterator[Callable[[], set[str]]]:
             end(listening)
 
 
-async def refused(pair: Cluster, code: ErrorCode, said: str) -> None:
+async def refused(pair: Cluster, code: ErrorCode, said: str, source: str = "a26", target: str = "b28") -> None:
     """And the container runs on, untouched."""
-    pid = inspect(pair["a26"], NAME)["State"]["Pid"]
-    reply = await pair.migrate(NAME, "a26", "b28")
+    pid = inspect(pair[source], NAME)["State"]["Pid"]
+    reply = await pair.migrate(NAME, source, target)
     assert reply.error is not None, "it moved"
     assert (reply.error.code, reply.error.consequence) == (code, Consequence.UNTOUCHED), reply.error
     assert said in reply.error.message, reply.error
-    assert inspect(pair["a26"], NAME)["State"]["Pid"] == pid
+    assert inspect(pair[source], NAME)["State"]["Pid"] == pid
 
 
 def wait(host: Host, name: str, *options: str) -> None:
@@ -263,3 +264,68 @@ async def test_a_program_that_listens_on_its_own_address(pair: Cluster) -> None:
             remove(pair, "other")
     finally:
         forget(pair, "inner")
+
+
+# The host's own network
+
+ON_THE_HOST = """
+import os, socket, time
+since = time.time()
+udp = socket.socket(type=socket.SOCK_DGRAM)
+udp.bind(("", 7999))
+server = socket.create_server(("", 7998))
+local = socket.create_server(("127.0.0.1", 7997))
+calling = socket.create_connection(local.getsockname())
+while True:
+    connection, _ = server.accept()
+    connection.recv(1000)
+    connection.sendall(b"HTTP/1.0 200 OK\\r\\n\\r\\n%d %f" % (os.getpid(), since))
+    connection.close()
+"""
+# Ends when its connection does.
+OF_ANOTHER = """
+import select, socket
+server = socket.create_server(("", 0))
+calling = socket.create_connection(server.getsockname())
+called = server.accept()
+print(flush=True)
+select.select([calling], [], [])
+"""
+
+
+@contextmanager
+def another_s_connection(host: Host) -> Iterator[Process]:
+    with host.popen(["python3", "-c", OF_ANOTHER], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        try:
+            yield process
+        finally:
+            end(process)
+
+
+@pytest.mark.parametrize(("source", "target"), [("a26", "b28"), ("b28", "a26")], ids=["26-28", "28-26"])
+async def test_on_the_host_s_network(pair: Cluster, source: str, target: str) -> None:
+    """Its ports are then those of the target, if nobody has them; nobody else on either host's network notices."""
+    here, there = pair[source], pair[target]
+    was, is_now = (f"http://{host.node.address.v4}:7998/" for host in (here, there))
+    try:
+        here.ensure_image("py")
+        here.docker("run", "-d", "--name", NAME, "--network=host", "py", "python3", "-c", ON_THE_HOST)
+        said = await until_answers(pair, was)
+        listening = there.popen(["python3", "-m", "http.server", "--bind", "127.0.0.1", "7997"])
+        try:
+            await until(lambda: "7997" in there.run(["ss", "-ltn"]).stdout, "the port is taken")
+            await refused(pair, ErrorCode.PORT_TAKEN, "port 7997/tcp, which it holds", source, target)
+        finally:
+            end(listening)
+        with another_s_connection(here) as one, another_s_connection(there) as other:
+            reply = await move(pair, NAME, source, target)
+            assert (one.poll(), other.poll()) == (None, None), "the hosts' other connections are as before"
+        assert any("it is on the host's network" in note for note in notes(reply)), notes(reply)
+        assert await until_answers(pair, is_now) == said, "the same process"
+        assert ":7999 " in there.run(["ss", "-lun"]).stdout
+        assert fetch(pair, was) == ""
+        await clean(pair, source, target)
+    finally:
+        forget(pair)

@@ -73,12 +73,11 @@ async def test_name_taken_on_the_target(moves: Cluster, counter: str) -> None:
     ("options", "command", "code"),
     [
         (["--tty"], "sleep 1000", ErrorCode.NOT_MIGRATABLE),
-        (["--network", "host"], "sleep 1000", ErrorCode.NOT_MIGRATABLE),
         (["--pid", "host"], "sleep 1000", ErrorCode.NOT_MIGRATABLE),
         (["--privileged"], "sleep 1000", ErrorCode.NOT_MIGRATABLE),
         ([], "true", ErrorCode.NOT_RUNNING),
     ],
-    ids=["tty", "network-host", "pid-host", "privileged", "exited"],
+    ids=["tty", "pid-host", "privileged", "exited"],
 )
 async def test_a_container_that_cannot_move(moves: Cluster, options: list[str], command: str, code: ErrorCode) -> None:
     host = moves[A]

@@ -7,6 +7,8 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, Self, cast
 
+import pytest
+
 from agent.base.config import Settings
 from agent.base.errors import DockerFailed, TransferFailed
 from agent.base.shell import Shell
@@ -19,6 +21,7 @@ from agent.migration.journal import Entry, Journal
 from agent.migration.machine import Role
 from agent.migration.run import Run
 from agent.migration.subject import Subject
+from agent.network import lock, quiet
 from protocol.commands import Migrate, SourcePolicy
 from protocol.peer import (
     Answer,
@@ -77,6 +80,12 @@ def request() -> Migrate:
 def entry(role: Role, phase: Phase, record: dict[str, Any], migration: str = ID) -> Entry:
     peer = TARGET if role is Role.SOURCE else SOURCE
     return Entry(migration, role, phase, "web", peer, THEN, THEN, record)
+
+
+def of_its_own_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What stands for a container here shares the network of the tests, and is to count as if it had its own."""
+    for module in (lock, quiet):
+        monkeypatch.setattr(module, "is_ours", lambda pid: False)
 
 
 def subject(folder: Path, pid: int, **changes: Any) -> Subject:

@@ -11,8 +11,8 @@ from agent.migration import fitting, ports
 from agent.migration.fitting import Fitted
 from protocol.commands import TcpPolicy
 from protocol.errors import ErrorCode
+from protocol.peer import Listening, Offer
 from protocol.peer import Network as Wanted
-from protocol.peer import Offer
 
 SUBNET = {"Subnet": "10.9.0.0/24", "Gateway": "10.9.0.1"}
 PINNED = {"net": ("IPv4Address", "MacAddress")}
@@ -148,7 +148,7 @@ def test_a_port_that_any_program_has_is_taken(kind: str) -> None:
             other.listen()
         number = str(other.getsockname()[1])
         create = published(**{f"80_{kind}": [{"HostIp": "127.0.0.1", "HostPort": number}]})
-        [clash] = ports.clashing(create)
+        [clash] = ports.clashing(ports.published(create))
         assert str(clash) == f"{number}/{kind}"
         [reason] = ports.reasons(create, "refuse", ())
         assert (reason.code, bool(reason.hint)) == (ErrorCode.PORT_TAKEN, True)
@@ -156,9 +156,30 @@ def test_a_port_that_any_program_has_is_taken(kind: str) -> None:
         fitted, [note] = ports.remapped(create, [clash])
         assert fitted["HostConfig"]["PortBindings"][f"80/{kind}"] == [{"HostIp": "127.0.0.1", "HostPort": ""}]
         assert number in note
-    assert ports.clashing(create) == ()
-    assert len(ports.clashing(create, [clash])) == 1, "promised to another container"
+    assert ports.clashing(ports.published(create)) == ()
+    assert len(ports.clashing(ports.published(create), [clash])) == 1, "promised to another container"
     assert ports.remapped(create, ()) == (create, ())
+
+
+def test_a_port_that_is_held_on_the_host_s_network_is_never_remapped() -> None:
+    """One socket for IPv4 and one for IPv6 hold one port."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        number = other.getsockname()[1]
+        said = [Listening(protocol="tcp", address=address, port=number) for address in ("0.0.0.0", "::")]
+        held = ports.listening(said)
+        assert [(str(port), port.ip) for port in held] == [(f"{number}/tcp", "")]
+        [reason] = ports.reasons(body(), "remap", (), held)
+        assert (reason.code, bool(reason.hint)) == (ErrorCode.PORT_TAKEN, True)
+    assert list(ports.reasons(body(), "remap", (), held)) == []
+    assert [reason.code for reason in ports.reasons(body(), "remap", held, held)] == [ErrorCode.PORT_TAKEN]
+
+
+def test_what_is_left_of_connections_holds_no_port() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        place = server.getsockname()
+        with socket.create_connection(place), server.accept()[0] as called:
+            called.close()
+    assert ports.clashing([ports.Port("80/tcp", *place)]) == ()
 
 
 def test_an_address_that_the_host_has_not_is_said() -> None:

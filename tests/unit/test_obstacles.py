@@ -60,7 +60,6 @@ BY_DOCKER = [
     ({"State__Running": False, "State__Status": "exited"}, "it is exited"),
     ({"State__Status": "restarting", "State__Restarting": True}, "it is restarting"),
     ({"Config__Tty": True}, "it has a terminal"),
-    ({"HostConfig__NetworkMode": "host"}, "it shares the network namespace of the host"),
     ({"HostConfig__NetworkMode": "container:0123456789abcdef"}, "network namespace of container 0123456789ab,"),
     ({"HostConfig__PidMode": "host"}, "it shares the process namespace of the host"),
     ({"HostConfig__PidMode": "container:other"}, "it shares the process namespace of container other"),
@@ -190,10 +189,13 @@ def test_a_choice_of_processors_is_warned_of(given: str, own: int, warned: bool)
 
 def test_what_could_not_be_bound_again_is_named() -> None:
     bound = Bound(frozenset({"172.17.0.2"}), frozenset({"eth0"}))
-    address, interface = bound_against(bound, address_moves_along=False)
+    address, interface = bound_against(bound, (), address_moves_along=False)
     assert address.message == "a socket of it is bound to 172.17.0.2, an address that does not move along"
     assert interface.message.startswith("a socket of it is bound to the interface eth0")
-    assert bound_against(bound, address_moves_along=True) == (interface,)
+    assert bound_against(bound, (), address_moves_along=True) == (interface,)
+    assert bound_against(bound, ("172.17.0.2",), address_moves_along=False) == (interface,)
+    sending = Bound(frozenset(), frozenset(), frozenset({"172.17.0.2"}))
+    assert bound_against(sending, ("172.17.0.2",), address_moves_along=False) == (address,), "it has no route yet"
 
 
 def test_an_exec_in_a_moved_container_has_another_time() -> None:
@@ -310,7 +312,6 @@ def test_a_connection_that_leaves_the_container_is_named() -> None:
     ("network", "said"),
     [
         (Network(name="n", driver="overlay"), "its network n is of the driver overlay"),
-        (Network(name="host", driver="host"), "it shares the network namespace of the host"),
         (Network(name="n", driver=""), "its network n is gone"),
     ],
 )
@@ -320,7 +321,7 @@ def test_networks_that_can_not_be_had_on_a_target(network: Network, said: str) -
 
 
 def test_ordinary_belongings_are_no_obstacle() -> None:
-    networks = [Network(name="n", driver=driver) for driver in ("bridge", "macvlan", "ipvlan", "null")]
+    networks = [Network(name="n", driver=driver) for driver in ("bridge", "macvlan", "ipvlan", "host", "null")]
     shared = {"type": "nfs", "device": ":/export", "o": "addr=10.0.0.1"}
     volumes = [
         Volume(kind="volume", name="v", destination="/v"),

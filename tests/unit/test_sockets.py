@@ -6,11 +6,13 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from ipaddress import IPv4Address
 
 import pytest
 
 from agent.network import sockets
-from agent.network.namespace import path_of, within
+from agent.network.namespace import is_ours, path_of, within
 from agent.network.sockets import Bound, Ownerless
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="a network namespace needs root")
@@ -121,3 +123,21 @@ def test_interfaces_that_have_to_be_there_are_named(pid: int, make: Make) -> Non
     bound.bind(("", 7003))
     make(lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW)).bind(("three", 3))
     assert sockets.bound(pid).interfaces == {"one", "two", "three"}
+
+
+def test_on_the_host_s_network_its_own_sockets_are_told_from_others() -> None:
+    with socket.create_server(("", 0)) as other, socket.create_server(("127.0.0.1", 0)) as own:
+        inodes = {os.fstat(own.fileno()).st_ino}
+        [place] = sockets.on_the_host(inodes)
+        assert (place.protocol, str(place.address), place.port) == ("tcp", *own.getsockname())
+        assert other.fileno() not in inodes
+        assert sockets.bound_to([place]) == Bound(frozenset(), frozenset())
+        elsewhere = replace(place, address=IPv4Address("10.0.0.7"))
+        assert sockets.bound_to([place, elsewhere]).addresses == {"10.0.0.7"}
+
+
+def test_nothing_on_the_host_s_network_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert is_ours(os.getpid())
+    monkeypatch.setattr(sockets, "_destroy", lambda: pytest.fail("the host's connections would end"))
+    sockets.destroy(path_of(os.getpid()))
+    assert sockets.buffered(os.getpid()) == 0

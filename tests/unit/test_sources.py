@@ -116,6 +116,7 @@ async def world(tmp_path: Path, program: int, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(sources, "Cold", FakeStrategy)
     monkeypatch.setitem(sources.strategies, "cold", FakeStrategy)
     monkeypatch.setattr(leaving, "DUMPS", tmp_path)
+    moves.of_its_own_network(monkeypatch)
     await world.journal.open()
     yield world
     await world.sources.close()
