@@ -55,6 +55,8 @@ class Volume(WireModel):
     driver: str = "local"
     options: dict[str, str] = {}
     labels: dict[str, str] = {}
+    shared: bool = False
+    """Every host with its driver has it, as that says (scope `global`): it is mounted there, and not copied."""
     anonymous: bool = False
     """Made by Docker for this container alone: it gets another name on the target, and goes with the container."""
     read_only: bool = False

@@ -27,7 +27,6 @@ from protocol.status import Engine
 
 wire = logging.getLogger("agent.wire")
 log = logging.getLogger(__name__)
-
 T = TypeVar("T")
 
 OLDEST_API = (1, 44)
@@ -196,6 +195,9 @@ class Docker:
     async def data_root(self) -> str:
         """Docker's folder; below userns-remap that of the remapped user."""
         return await self._ask(lambda info: str(info["DockerRootDir"]), "GET", "info")
+
+    async def volume_drivers(self) -> tuple[str, ...]:
+        return await self._ask(docker_model.volume_drivers, "GET", "info")
 
     @contextlib.asynccontextmanager
     async def events(self, since: int | None = None) -> AsyncIterator[AsyncIterator[DockerEvent]]:
@@ -370,9 +372,7 @@ def _path(*parts: str) -> str:
 
 
 def _shown(method: str, path: str, params: Mapping[str, str | bool | int]) -> str:
-    query = "&".join(
-        f"{key}={int(value) if value is True or value is False else value}" for key, value in params.items()
-    )
+    query = "&".join(f"{key}={int(said) if isinstance(said, bool) else said}" for key, said in params.items())
     return _ID.sub(lambda match: match[0][:12], f"{method} /{path}{'?' if query else ''}{query}")
 
 

@@ -133,6 +133,8 @@ class Volume:
     name: str
     driver: str
     mountpoint: str
+    scope: str
+    """`global` where the driver has it on every host."""
     options: Mapping[str, str]
     labels: Mapping[str, str]
     raw: Json
@@ -254,10 +256,16 @@ def volume(raw: Json) -> Volume:
         name=raw["Name"],
         driver=raw.get("Driver") or "",
         mountpoint=raw.get("Mountpoint") or "",
+        scope=raw.get("Scope") or "",
         options=raw.get("Options") or {},
         labels=raw.get("Labels") or {},
         raw=raw,
     )
+
+
+def volume_drivers(info: Json) -> tuple[str, ...]:
+    """Those that were used so far, or looked through for a volume."""
+    return tuple((info.get("Plugins") or {}).get("Volume") or ())
 
 
 def engine(version: Json, info: Json, runtime: str) -> Engine:

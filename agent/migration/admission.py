@@ -6,14 +6,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from agent.base.errors import Refused
+from agent.base.errors import DockerFailed, Refused
 from agent.checkpoint import proc
 from agent.migration import belongings, fitting, ports
 from agent.migration.host import Host
 from agent.prework import init
 from agent.prework.layers import missing_layers, stored_blobs
 from protocol.errors import ErrorCode, Reason
-from protocol.peer import Answer, Network, Offer
+from protocol.peer import Answer, Network, Offer, Volume
 from protocol.status import Engine
 
 LEAST_CRIU = (4, 2)
@@ -216,15 +216,36 @@ async def _volumes(host: Host, offer: Offer) -> tuple[list[Reason], tuple[str, .
         if volume.kind == "bind":
             wanted, message, hint = belongings.bind_here(host.settings.bind_copy, volume)
             binds += [volume.name] if wanted and volume.name not in binds else []
-        elif not volume.anonymous and (found := await host.docker.volume(volume.name)) is not None:
-            if belongings.copied(volume):
-                message = f"there is a volume {volume.name}, and it would be overwritten"
-                hint = "remove it on the target if its content is not needed"
-            elif (found.driver, dict(found.options)) != (volume.driver, volume.options):
-                message = f"the volume {volume.name} there is another storage than the source's"
+        elif not volume.anonymous:
+            message, hint = await _volume(host, volume)
         if message:
             reasons.append(Reason(code=ErrorCode.VOLUME_CONFLICT, message=message, hint=hint))
     return reasons, tuple(binds)
+
+
+async def _volume(host: Host, volume: Volume) -> tuple[str, str]:
+    """What stands against a named volume, and what to do."""
+    try:
+        found = await host.docker.volume(volume.name)
+    except DockerFailed as error:  # it asks all of its drivers, and one is out of order
+        if not error.http_status:
+            raise
+        return (
+            f"whether it has the volume {volume.name} can't be told: {error.message}",
+            "mend that volume driver there",
+        )
+    if found is None:
+        if volume.driver == "local" or volume.driver in await host.docker.volume_drivers():
+            return "", ""
+        return f"there is no volume driver {volume.driver} for {volume.name}", "install that plugin on the target"
+    if belongings.copied(volume):
+        hint = "remove it on the target if its content is not needed"
+        return f"there is a volume {volume.name}, and it would be overwritten", hint
+    if volume.shared:  # with what options it was made, only the host knows that has made it
+        same = (found.driver, found.scope) == (volume.driver, "global")
+    else:
+        same = (found.driver, dict(found.options)) == (volume.driver, volume.options)
+    return "" if same else f"the volume {volume.name} there is another storage than the source's", ""
 
 
 async def _room(host: Host, need: Reserved, others: list[Reserved]) -> list[Reason]:

@@ -101,7 +101,8 @@ async def provide(host: Host, run: Run, offer: Offer) -> None:
             if bind_here(host.settings.bind_copy, volume)[0]:
                 await _make_folder(run, number, Path(volume.name))
         elif not volume.anonymous and await host.docker.volume(volume.name) is None:
-            await _note_volume(run, volume.name, volume.name)
+            if not volume.shared:  # removed when the move is taken back, and its content is everybody's
+                await _note_volume(run, volume.name, volume.name)
             await host.docker.create_volume(
                 {
                     "Name": volume.name,

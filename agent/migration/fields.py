@@ -140,10 +140,12 @@ KNOWN_FIELDS: Final[Mapping[str, Field]] = {
     for path in (f"{where}.{name}".lstrip(".") for name in names.split())
 }
 
-# Kept by the same way as the others, but no container of the end-to-end tests says anything of them, and why.
+# As the table says, but no container of the end-to-end tests says anything of them, and why.
 NOT_TRIED: Final[Mapping[str, str]] = {
     f"{where}.{name}": f"not tried: {reason}"
     for where, names, reason in (
+        ("State", "Dead", "what can't be removed, and comes about by bad luck only"),
+        ("HostConfig", "DeviceRequests", "the lab's machine has no GPU"),
         ("Config", "ArgsEscaped", "of Windows"),
         ("Config", "OnBuild Shell", "of an image; no container shows it"),
         ("Config", "NetworkDisabled", "of images for engines that are long gone"),
@@ -163,7 +165,10 @@ NOT_TRIED: Final[Mapping[str, str]] = {
     )
     for name in names.split()
 }
-BEGIN: Final = "<!-- fields: python -m agent.migration.fields --write docs/fidelity.md -->"
+Shown = Mapping[str, Sequence[str]]
+"""By field, the containers of the end-to-end tests that use it."""
+NOTHING: Final[Shown] = {}
+BEGIN: Final = "<!-- fields: TRANSSHIP_WRITE_DOCS=1 scripts/test e2e -k test_fidelity.py -->"
 END: Final = "<!-- /fields -->"
 _OF_DOCKERS_CHOICE: Final = re.compile("[0-9a-f]{64}")
 
@@ -230,22 +235,39 @@ def _unlabelled(mounts: Any) -> Any:
     return found
 
 
-def as_markdown() -> str:
+def as_markdown(shown: Shown) -> str:
     """The table for docs/fidelity.md."""
     rows = [
-        f"| `{field.path}` | {field.fate} | {field.reason or NOT_TRIED.get(field.path, '')} |"
+        f"| `{field.path}` | {field.fate} | {_cell(field.reason)} | {_cell(_evidence(field.path, shown))} |"
         for field in KNOWN_FIELDS.values()
     ]
-    return "\n".join(["| field of docker inspect | on the target | |", "|---|---|---|", *rows]) + "\n"
+    head = ["| field of docker inspect | on the target | | shown by |", "|---|---|---|---|"]
+    return "\n".join([*head, *rows]).replace("  ", " ") + "\n"
 
 
-def page(text: str) -> str:
-    """The page with the table of now between its marks."""
+def _evidence(path: str, shown: Shown) -> str:
+    return NOT_TRIED.get(path) or ", ".join(sorted(shown.get(path, ())))
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def page(text: str, shown: Shown = NOTHING) -> str:
+    """The page with the table of now between its marks.
+
+    `shown` are the containers of the end-to-end tests that use a field; of the others, what the page says so far stays.
+    """
     before, mark, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
+    table, end, after = rest.partition(END)
     if not mark or not end:
         raise ValueError(f"the page has no {BEGIN} ... {END}")
-    return f"{before}{BEGIN}\n\n{as_markdown()}\n{END}{after}"
+    return f"{before}{BEGIN}\n\n{as_markdown({**_shown_so_far(table), **shown})}\n{END}{after}"
+
+
+def _shown_so_far(table: str) -> Shown:
+    rows = [re.split(r" *(?<!\\)\| *", line)[1:-1] for line in table.splitlines() if line.startswith("| `")]
+    return {row[0].strip("`"): tuple(row[3].split(", ")) for row in rows if len(row) == 4 and row[3]}
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -253,7 +275,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--write", metavar="FILE", type=Path, help="bring the table in this page up to date")
     path: Path | None = parser.parse_args(arguments).write
     if path is None:
-        sys.stdout.write(as_markdown())
+        sys.stdout.write(as_markdown(NOTHING))
     else:
         path.write_text(page(path.read_text()))
 

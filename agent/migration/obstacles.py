@@ -162,8 +162,6 @@ def _surroundings(container: Container) -> Iterator[Reason]:
     for mount in container.mounts:
         if mount.kind not in ("volume", "bind", "tmpfs"):
             yield _no(f"its mount {mount.destination} is of the kind {mount.kind}, which can't be made again elsewhere")
-        elif mount.kind == "volume" and mount.driver not in ("local", ""):
-            yield _no(f"its volume {mount.name} is of the driver {mount.driver}, a plugin of this host")
 
 
 def _is_probe(container: Container, found: Exec) -> bool:
@@ -192,8 +190,11 @@ def _networks(networks: Sequence[peer.Network]) -> Iterator[Reason]:
 
 def _volumes(volumes: Sequence[peer.Volume]) -> Iterator[Reason]:
     for volume in volumes:
+        if volume.kind == "volume" and volume.driver != "local" and (volume.anonymous or not volume.shared):
+            message = f"its volume {volume.name} is of the driver {volume.driver}, which has it on this host alone"
+            yield _no(message, "use a plain local volume, or a named one of a driver with the scope `global`")
         device, kind = volume.options.get("device", ""), volume.options.get("type", "")
-        if volume.kind == "volume" and device and kind not in SHARED_STORAGE:
+        if volume.kind == "volume" and volume.driver == "local" and device and kind not in SHARED_STORAGE:
             message = f"its volume {volume.name} is a mount of {device} on this host, whose content does not come along"
             yield _no(message, "use a plain local volume, or one on shared storage")
 

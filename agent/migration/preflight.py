@@ -47,7 +47,7 @@ async def examine(host: Host, request: Migrate, migration: str) -> Subject:
             f"there is no container {request.container} on {host.name}",
             hint="`transship ps` lists them",
         )
-    if not container.running:
+    if not container.running or not container.pid:  # one that waits for its restart counts as running
         raise Refused(
             ErrorCode.NOT_RUNNING,
             f"{container.name} is {container.state}, not running",

@@ -226,6 +226,7 @@ def _volume(mount: Mount, volume: docker_model.Volume | None, anonymous: bool) -
         driver=mount.driver or "local",
         options=dict(volume.options) if volume is not None else {},
         labels=dict(volume.labels) if volume is not None else {},
+        shared=volume is not None and volume.scope == "global",
         anonymous=anonymous,
         read_only=not mount.writable,
     )

@@ -228,12 +228,12 @@ class Target:
     async def _let_run(self) -> None:
         """Unlock, announce, release. Frames of the announcement pass by the lock, so both are done at once."""
         pid = int(self.run.record["pid"])
+        group = freezer.cgroup_of(pid)  # before: a program may end as soon as it runs
         await both(lock.unlock(self._host.shell, pid), self._announce(pid))
-        hand_over = self._hand_over_again()
-        hand_over.release()
-        await freezer.thaw(freezer.cgroup_of(pid))
+        self._hand_over_again().release()
+        await freezer.thaw(group)
         async with asyncio.timeout(self._host.settings.deadlines.go):
-            while any(task.tracer for task in proc.tasks(freezer.cgroup_of(pid).tasks())):
+            while any(task.tracer for task in proc.tasks(group.tasks())):
                 await asyncio.sleep(RESUME_LOOK_SECONDS)
 
     async def _announce(self, pid: int) -> None:

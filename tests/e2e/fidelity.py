@@ -2,9 +2,12 @@
 
 import asyncio
 import json
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from agent.migration.fields import page
 from lab.cluster import Cluster
 from lab.host import Host
 from protocol.commands import Reply, ReplyKind
@@ -13,6 +16,7 @@ from tests.e2e.support import until
 WAIT = ("busybox", "tail", "-f", "/dev/null")
 """Image and command of a container that does nothing, for as long as it is let."""
 AT_ONCE = 3
+PAGE = Path(__file__).parents[2] / "docs/fidelity.md"
 
 
 def inspect(host: Host, name: str) -> dict[str, Any]:
@@ -57,6 +61,16 @@ def sent(reply: Reply, part: str) -> int:
     """Bytes of a part."""
     assert reply.report is not None
     return sum(one.bytes for one in reply.report.parts if one.name == part)
+
+
+def told(shown: Mapping[str, Sequence[str]]) -> None:
+    """docs/fidelity.md says of these fields by which containers they were shown; with TRANSSHIP_WRITE_DOCS it will."""
+    text = PAGE.read_text()
+    found = page(text, shown)
+    if os.environ.get("TRANSSHIP_WRITE_DOCS"):
+        PAGE.write_text(found)
+    else:
+        assert found == text, "run this test with TRANSSHIP_WRITE_DOCS=1"
 
 
 def remove(cluster: Cluster, *names: str) -> None:

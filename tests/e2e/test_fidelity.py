@@ -8,7 +8,9 @@ from typing import Any
 from agent.migration.fields import KNOWN_FIELDS, NOT_TRIED, Fate, differences, fields_of
 from lab.cluster import Cluster
 from lab.host import Host
-from tests.e2e.fidelity import WAIT, inspect, move_all, remove
+from protocol.errors import Consequence
+from tests.e2e.fidelity import WAIT, inspect, move_all, remove, told
+from tests.e2e.support import until
 
 NETWORKS = {
     "front": (
@@ -43,6 +45,7 @@ PLAIN: dict[str, tuple[str, ...]] = {
     "security": (
         *("--cap-drop=ALL", "--cap-add=NET_BIND_SERVICE", "--cap-add=CHOWN", "--read-only", "--restart=always"),
         *("--security-opt=no-new-privileges", "--security-opt=seccomp=unconfined"),
+        "--security-opt=apparmor=unconfined",
         *("--security-opt=systempaths=unconfined", "--device=/dev/null:/dev/nothing:r"),
         *("--device-cgroup-rule=c 1:3 r", "--tmpfs=/scratch:size=1m,mode=1770"),
     ),
@@ -95,6 +98,7 @@ def make(host: Host, table: Mapping[str, tuple[str, ...]]) -> None:
     """Start the containers of a table, with all that they stand on."""
     host.ensure_image("busybox")
     host.run(["docker", "build", "--tag=checked", "-"], input="\n".join(IMAGE), env={"DOCKER_BUILDKIT": "0"})
+    host.run(["rm", "--force", "/run/process.cid"])
     host.node.write("/run/profile.json", json.dumps(SECCOMP))
     host.docker("volume", "create", "--label=keep=yes", "named")
     for name, options in NETWORKS.items():
@@ -138,8 +142,67 @@ async def test_inspect_is_the_same_after_a_move_and_another(pair: Cluster) -> No
                 check_addresses(before, after)
         finally:
             remove_all(pair, table)
-    unused = set(unused_fields(looked)) - set(NOT_TRIED)
+    used = by_whom(looked)
+    unused = {path for path in KEPT if not used.get(path)} - set(NOT_TRIED)
     assert not unused, f"no container in the tables says anything of {unused}"
+    told({path: sorted(used.get(path, ())) for path in KEPT})
+
+
+# Each with what a user can say of it that stands against a move, the field, and what is answered.
+STAYING: dict[str, tuple[tuple[str, ...], str, str]] = {
+    "terminal": (("--tty",), "Config.Tty", "it has a terminal"),
+    "privileged": (("--privileged",), "HostConfig.Privileged", "it is privileged"),
+    "pid-host": (("--pid=host",), "HostConfig.PidMode", "it shares the process namespace of the host"),
+    "ipc-host": (("--ipc=host",), "HostConfig.IpcMode", "it shares the IPC namespace of the host"),
+    "ipc-shareable": (("--ipc=shareable",), "HostConfig.IpcMode", "its /dev/shm is a mount on this host"),
+    "uts-host": (("--uts=host",), "HostConfig.UTSMode", "it shares the UTS namespace of the host"),
+    "network-of": (("--network=container:neighbour",), "HostConfig.NetworkMode", "network namespace of container"),
+    "linked": (("--link=neighbour:n",), "HostConfig.Links", "it has legacy links"),
+    "paused": ((), "State.Paused", "it is paused"),
+    "restarting": (("--restart=always",), "State.Restarting", "is restarting, not running"),
+    "executing": ((), "ExecIDs", "`sleep 1000` was started in it by docker exec"),
+}
+ON_REMAPPED = {"userns-host": (("--userns=host",), "HostConfig.UsernsMode", "it is exempt from user namespace")}
+
+
+async def test_what_stands_against_a_move_is_named(pair: Cluster) -> None:
+    """By each engine; and nothing is touched."""
+    shown: dict[str, set[str]] = {}
+    places = [
+        ("a26", "b28", STAYING),
+        ("b28", "a26", STAYING),
+        ("u26", "v28", ON_REMAPPED),
+        ("v28", "u26", ON_REMAPPED),
+    ]
+    for source, target, table in places:
+        host = pair[source]
+        try:
+            host.ensure_image("busybox")
+            host.docker("run", "-d", "--name", "neighbour", *WAIT)
+            for name, (options, _, _) in table.items():
+                command = ("busybox", "false") if name == "restarting" else WAIT
+                host.docker("run", "-d", "--name", name, *options, *command)
+            if table is STAYING:
+                host.docker("exec", "--detach", "executing", "sleep", "1000")
+                host.docker("pause", "paused")
+                await until(lambda: inspect(host, "restarting")["State"]["Restarting"], "it ends")  # noqa: B023
+            for name, (_, field, said) in table.items():
+                await check_named(pair, name, source, target, said)
+                shown.setdefault(field, set()).add(name)
+        finally:
+            remove(pair, *table, "neighbour")
+    told({field: sorted(names) for field, names in shown.items()})
+    assert {path for path, field in KNOWN_FIELDS.items() if field.fate is Fate.REFUSED} == {*shown, *NOT_TRIED} - KEPT
+
+
+async def check_named(pair: Cluster, name: str, source: str, target: str, said: str) -> None:
+    before = inspect(pair[source], name)["Id"]
+    reply = await pair.migrate(name, source, target)
+    assert reply.error is not None, f"{name} was moved"
+    assert reply.error.consequence is Consequence.UNTOUCHED, (name, reply.error)
+    assert said in reply.error.message, (name, reply.error)
+    assert inspect(pair[source], name)["Id"] == before
+    assert name not in pair[target].docker("ps", "--all", "--format={{.Names}}").split()
 
 
 def remove_all(pair: Cluster, table: Mapping[str, object]) -> None:
@@ -159,20 +222,22 @@ def check_addresses(before: dict[str, dict[str, Any]], after: dict[str, dict[str
                 assert {key: end[key] for key in keys} == {key: there[key] for key in keys}, (name, network)
 
 
-def unused_fields(looked: dict[str, dict[str, Any]]) -> list[str]:
-    """Kept fields that say the same of all containers as of one for which nothing was said."""
-    values: dict[str, set[str]] = {}
-    for found in looked.values():
-        for path, _, value in fields_of(found):
-            values.setdefault(path, set()).add(worth(value))
+KEPT = {
+    path
+    for path, field in KNOWN_FIELDS.items()
+    if field.fate is Fate.KEPT and path.startswith(("Config.", "HostConfig.", "Mounts", "NetworkSettings.Networks"))
+}
+
+
+def by_whom(looked: dict[str, dict[str, Any]]) -> dict[str, set[str]]:
+    """By field, the containers that say something else there than one for which nothing was said."""
     plain = {path: worth(value) for path, _, value in fields_of(looked["plain"])}
-    return [
-        path
-        for path, field in KNOWN_FIELDS.items()
-        if field.fate is Fate.KEPT
-        and path.startswith(("Config.", "HostConfig.", "Mounts", "NetworkSettings.Networks"))
-        and values.get(path, set()) <= {plain.get(path, "null")}
-    ]
+    found: dict[str, set[str]] = {}
+    for name, said in looked.items():
+        for path, _, value in fields_of(said):
+            if worth(value) != plain.get(path, "null"):
+                found.setdefault(path, set()).add(name)
+    return found
 
 
 def worth(value: object) -> str:

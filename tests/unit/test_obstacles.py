@@ -76,10 +76,6 @@ BY_DOCKER = [
     ({"Config__Labels": {"com.docker.swarm.task.id": "x"}}, "it belongs to Swarm"),
     ({"Config__Labels": {"io.kubernetes.pod.uid": "x"}}, "it belongs to Kubernetes"),
     ({"Mounts": [{"Type": "image", "Destination": "/i"}]}, "its mount /i is of the kind image"),
-    (
-        {"Mounts": [{"Type": "volume", "Name": "v", "Driver": "netapp", "Destination": "/v"}]},
-        "its volume v is of the driver netapp",
-    ),
 ]
 
 
@@ -326,6 +322,7 @@ def test_ordinary_belongings_are_no_obstacle() -> None:
     volumes = [
         Volume(kind="volume", name="v", destination="/v"),
         Volume(kind="volume", name="s", destination="/s", options=shared),
+        Volume(kind="volume", name="g", destination="/g", driver="netapp", options={"device": "/x"}, shared=True),
         Volume(kind="bind", name="/etc", destination="/e"),
     ]
     assert belongings_against(networks, volumes) == ()
@@ -338,6 +335,13 @@ def test_a_volume_that_is_a_mount_of_this_host_is_named(options: dict[str, str])
     volume = Volume(kind="volume", name="v", destination="/v", options=options)
     [reason] = belongings_against([], [volume])
     assert reason.message.startswith(f"its volume v is a mount of {options['device']} on this host")
+
+
+@pytest.mark.parametrize("said", [{}, {"shared": True, "anonymous": True}])
+def test_a_volume_of_a_plugin_is_named_unless_every_host_has_it(said: dict[str, bool]) -> None:
+    volume = Volume(kind="volume", name="v", destination="/v", driver="netapp", **said)  # type: ignore[arg-type]
+    [reason] = belongings_against([], [volume])
+    assert reason.message == "its volume v is of the driver netapp, which has it on this host alone"
 
 
 def other(name: str, *volumes: tuple[str, bool]) -> Summary:

@@ -393,8 +393,8 @@ def test_every_fate_but_kept_has_a_reason() -> None:
         assert field.reason or field.fate is Fate.KEPT, field.path
 
 
-def test_what_is_not_tried_is_a_known_field_that_is_kept() -> None:
-    assert {KNOWN_FIELDS[path].fate for path in fields.NOT_TRIED} == {Fate.KEPT}
+def test_what_is_not_tried_is_a_known_field() -> None:
+    assert {KNOWN_FIELDS[path].fate for path in fields.NOT_TRIED} == {Fate.KEPT, Fate.REFUSED}
 
 
 def test_an_anonymous_volume_may_have_another_name() -> None:
@@ -415,5 +415,23 @@ def test_the_page_has_the_table_of_now() -> None:
     assert fields.page(text) == text, "run: python -m agent.migration.fields --write docs/fidelity.md"
 
 
+def test_the_page_tells_by_which_container_each_field_was_shown() -> None:
+    """What the end-to-end tests have written there, and write anew when it has changed."""
+    text = PAGE.read_text()
+    assert fields.page(text, {"Config.Tty": ("another",)}) != text
+    kept = fields.page(text, {"Config.Env": ("b", "a")})
+    assert "| `Config.Env` | kept | | a, b |" in kept
+    assert fields.page(kept) == kept
+    silent = [
+        line
+        for line in text.splitlines()
+        if line.startswith(("| `Config", "| `HostConfig", "| `Mounts", "| `NetworkSettings.Networks"))
+        and (" | kept | " in line or " | refused | " in line)
+        and line.endswith("| |")
+    ]
+    assert silent == [], "neither shown nor said why not"
+
+
 def test_the_table_can_be_read() -> None:
-    assert "| `Config.Tty` | refused | the other end of the terminal is on the source |" in fields.as_markdown()
+    made = fields.as_markdown({"Config.Tty": ("terminal",)})
+    assert "| `Config.Tty` | refused | the other end of the terminal is on the source | terminal |" in made
