@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from agent.prework.container_log import NOTHING_SEEN
 from lab.host import Host
 
 COUNTER = """
@@ -54,7 +55,8 @@ def run_counter(host: Host, name: str, *options: str, mib: int = 16, pause: floa
 
 def counted(host: Host, name: str) -> Counted:
     """What the counter has left so far, on the host where it is now."""
-    logged = [int(line) for line in host.docker("logs", name).split()]
+    # a move that was taken back after the freeze leaves a line that looks empty (agent/prework/printed.py)
+    logged = [int(line) for line in host.docker("logs", name).split() if line != NOTHING_SEEN.decode()]
     rows = [line.split() for line in host.docker("exec", name, "cat", "/count", check=False).splitlines()]
     rows = [row for row in rows if len(row) == 2]  # the last one may be half written
     return Counted(logged, [int(row[0]) for row in rows], float(rows[-1][1]) if rows else 0.0)
