@@ -44,7 +44,7 @@ def printable(argv: Sequence[str], hide: Sequence[str] = ()) -> str:
     return " ".join(_starred(word, hide) or shlex.quote(word) for word in argv)
 
 
-def _here_document(stdin: bytes | None) -> str:
+def here_document(stdin: bytes | None) -> str:
     """What the command reads, in the form in which it can be pasted into a shell."""
     if not stdin:
         return ""
@@ -250,7 +250,7 @@ async def _open(
     cwd: str | None,
 ) -> Running:
     shown = printable(argv, hide)
-    wire.debug("+ %s%s", shown, _here_document(stdin))
+    wire.debug("+ %s%s", shown, here_document(stdin))
     named = label or os.path.basename(argv[0])  # noqa: PTH119 - a word, no path
     try:
         transport, child = await asyncio.get_running_loop().subprocess_exec(

@@ -113,6 +113,11 @@ CAUSES = (
         "a process waits for a slow disk or network file system; try again when that answers",
     ),
     _cause(
+        r"cg: Can't move .*cpuset",
+        "the cores that it may use are not set, or not to be had here",
+        "compare --cpuset-cpus with the cores of this host",
+    ),
+    _cause(
         r"/dev/nvidia|cuda|amdgpu|/dev/kfd",
         "it uses a graphics processor",
         "CRIU needs its plugin for that device; transship does not move such containers",

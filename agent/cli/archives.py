@@ -129,3 +129,35 @@ def checkpoints_pin(
     from agent.cli import stored
 
     control(context, as_json, lambda controller, out: stored.pin(controller, out, checkpoint, host, pinned=not undo))
+
+
+criu_app = typer.Typer(help="CRIU straight on a container's processes, on this host: no agent, no runc, no Docker API.")
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Print each command as it would be typed.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the commands, and do nothing.")]
+Name = Annotated[str, typer.Argument(metavar="CONTAINER")]
+
+
+@criu_app.command("dump")
+def criu_dump(
+    container: Name,
+    leave_running: Annotated[bool, typer.Option("--leave-running", "-R", help="Let it go on.")] = False,
+    verbose: Verbose = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Dump its process tree; Docker sees it exit."""
+    from agent.cli import external
+    from agent.cli.output import Out
+
+    out = Out(as_json=as_json)
+    local(out, lambda: external.dump(out, container, leave_running=leave_running, verbose=verbose, dry_run=dry_run))
+
+
+@criu_app.command("restore")
+def criu_restore(container: Name, verbose: Verbose = False, dry_run: DryRun = False, as_json: Json = False) -> None:
+    """Restore it beside Docker: with its files, volumes and address, but not as Docker's child."""
+    from agent.cli import external
+    from agent.cli.output import Out
+
+    out = Out(as_json=as_json)
+    local(out, lambda: external.restore(out, container, verbose=verbose, dry_run=dry_run))
