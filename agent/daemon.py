@@ -104,7 +104,7 @@ class Agent:
         """
         await self.host.journal.open()
         await self._server.start()  # first: where another agent has the port, the journal is that one's to take up
-        self.vault.store.sweep()
+        self.vault.sweep()
         await self._recover()
         self.inventory.on_event(self._docker_event)
         self.broker.on_host_status(self.announcer.heard)

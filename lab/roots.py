@@ -114,8 +114,8 @@ def compose_plugin() -> Path:
 
 
 def archive_tools() -> Path:
-    """A folder with checkpointctl, docker-registry and skopeo in it, for a host that is to have them."""
-    return _on_top("archives", _ARCHIVE_TOOLS) / "usr/bin"
+    """A layer with checkpointctl, docker-registry and skopeo in it, for a host that is to have them."""
+    return _on_top("archives", _ARCHIVE_TOOLS)
 
 
 def _on_top(name: str, recipe: str) -> Path:

@@ -121,6 +121,8 @@ class Restore(_Command):
     checkpoint: CheckpointId | None = None
     """In the host's folder."""
     pipe: PipeId | None = None
+    store: StoreRef = ""
+    """The image in a registry. One of the three is said."""
     on: HostName | None = None
     """Where it is to run; this host if it is not said."""
     name: ContainerRef | None = None

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from pydantic import JsonValue
 
+from agent import __version__
 from protocol.base import ContainerId, HostName, Timestamp, WireModel
 from protocol.checkpoint import CheckpointId
 from protocol.peer import Offer
@@ -96,23 +97,25 @@ def config_dump(manifest: Manifest, image_id: str, created: str, runtime: str) -
     }
 
 
-def annotations(manifest: Manifest) -> dict[str, str]:
+def annotations(container: str, container_id: str, image: str, image_id: str) -> dict[str, str]:
     """What is said of the checkpoint beside it: in spec.dump, and on an image made of it (lib/annotations.go)."""
-    image = manifest.offer.image
     return {
         "org.criu.checkpoint.engine.name": "transship",
-        "org.criu.checkpoint.engine.version": manifest.agent_version,
-        "org.criu.checkpoint.container.name": manifest.container,
-        "org.criu.checkpoint.container.id": manifest.container_id,
-        "org.criu.checkpoint.rootfsImageName": image.name,
-        "org.criu.checkpoint.rootfsImageID": image.id,
+        "org.criu.checkpoint.engine.version": __version__,
+        "org.criu.checkpoint.container.name": container,
+        "org.criu.checkpoint.container.id": container_id,
+        "org.criu.checkpoint.rootfsImageName": image,
+        "org.criu.checkpoint.rootfsImageUserRequested": image,
+        "org.criu.checkpoint.rootfsImageID": image_id,
         "org.criu.checkpoint.runtime.name": "runc",
     }
 
 
 def spec_dump(spec: dict[str, Any], manifest: Manifest) -> dict[str, Any]:
     """The OCI runtime's configuration; by its annotations checkpointctl finds the name."""
-    said = {**(spec.get("annotations") or {}), **annotations(manifest)}
+    image = manifest.offer.image
+    ours = annotations(manifest.container, manifest.container_id, image.name, image.id)
+    said = {**(spec.get("annotations") or {}), **ours}
     return {**spec, "annotations": {**said, "io.kubernetes.cri.container-name": manifest.container}}
 
 

@@ -142,11 +142,14 @@ class ArchiveReader:
             Refused: it is the archive of another program, or none at all.
 
         """
-        first = await self.peek()
+        try:
+            first, why = await self.peek(), ""
+        except CorruptPart as error:
+            first, why = None, f": {error.message}"
         if first is None or first.name != layout.MANIFEST:
             raise Refused(
                 ErrorCode.BAD_COMMAND,
-                "this is not an archive that transship has written",
+                f"this is not an archive that transship has written{why}",
                 hint="its first member would be " + layout.MANIFEST,
             )
         await self.next()

@@ -75,6 +75,8 @@ class Checkpoints(_Section):
     folder: Path = Path("/var/lib/transship/checkpoints")
     key_file: Path | None = None
     """Seals what is put into the folder, and opens it again; none: archives are readable to root."""
+    insecure_registries: tuple[str, ...] = ()
+    """Registries (HOST:PORT) that are spoken to without TLS."""
     keep_count: int = Field(default=0, ge=0)
     """Of each container, the newest; 0: all. What is pinned is never removed by itself."""
     keep_days: float = Field(default=0, ge=0)

@@ -19,7 +19,12 @@ def checkpoint(
         typer.Argument(metavar="CONTAINER", help="Its name, or the beginning of its id.", autocompletion=CONTAINERS),
     ],
     to: Annotated[
-        str, typer.Option("--to", metavar="FILE|-|STORE", help="Where the archive goes; else the host's own folder.")
+        str,
+        typer.Option(
+            "--to",
+            metavar="FILE|-|STORE",
+            help="Where the archive goes: oci:REGISTRY/NAME:TAG; else the host's own folder.",
+        ),
     ] = "",
     leave_running: Annotated[
         bool, typer.Option("--leave-running", "-R", help="Let it go on; else it is stopped when the archive is safe.")
@@ -56,7 +61,10 @@ def checkpoint(
 def restore(
     context: typer.Context,
     archive: Annotated[
-        str, typer.Argument(metavar="FILE|-|ID", help="An archive on this host, or one of a host's own.")
+        str,
+        typer.Argument(
+            metavar="FILE|-|ID|STORE", help="An archive on this host, one of a host's own, or oci:REGISTRY/NAME:TAG."
+        ),
     ],
     name: Annotated[
         str | None, typer.Option(metavar="NAME", help="A clone of that name, with addresses and volumes of its own.")

@@ -116,19 +116,19 @@ def _tell(out: Out, info: CheckpointInfo, place: str) -> None:
 
 
 async def restore(controller: Controller, out: Out, wanted: WantedBack) -> int:
-    out.moving = True
-    by_id = _is_id(wanted.archive)
-    with contextlib.nullcontext() if by_id else _pipe(wanted.key_file) as pipe:
+    by_id, stored = _is_id(wanted.archive), not is_file(wanted.archive)
+    with contextlib.nullcontext() if by_id or stored else _pipe(wanted.key_file) as pipe:
         command = checked(
             Restore,
             checkpoint=wanted.archive if by_id else None,
+            store=wanted.archive if stored else "",
             pipe=pipe.name if pipe else None,
-            on=wanted.on,
+            on=None if stored else wanted.on,  # a registry is where everybody is
             name=wanted.name,
             tcp=wanted.tcp,
         )
         if pipe is None:
-            host = wanted.host or await holder(controller, wanted.archive)
+            host = (wanted.on or local_host()) if stored else wanted.host or await holder(controller, wanted.archive)
             reply = await _last(controller, host, command)
         else:
             host = wanted.host or local_host()

@@ -3,10 +3,14 @@
 import asyncio
 import logging
 import secrets
+import shutil
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+from agent.archive import layout
+from agent.archive.pipeline import Compression
 from agent.archive.reader import ArchiveReader
 from agent.base.errors import AgentError, Cancelled, Refused, Stranded
 from agent.base.tasks import until_it_works
@@ -18,9 +22,10 @@ from agent.migration.run import Run
 from agent.migration.sources import Peers, Sources, foreseen, untouched
 from agent.migration.subject import Subject
 from agent.migration.targets import Targets
-from agent.vault import bring, clone, take
+from agent.vault import bring, clone, registry, take
 from agent.vault.here import Here
 from agent.vault.places import FromPipe, FromStore, InPipe, InStore, Place, Source
+from agent.vault.registry import FromRegistry, InRegistry
 from agent.vault.store import Store
 from protocol.base import new_command_id, new_migration_id, utc_now
 from protocol.checkpoint import CheckpointInfo
@@ -30,6 +35,9 @@ from protocol.peer import DecisionKind
 from protocol.status import Phase
 
 log = logging.getLogger("agent.vault")
+
+LAYOUTS = "layouts"
+"""Below the agent's folder: what is on its way to a registry or from one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +83,7 @@ class Vault:
             others = [entry.id for entry in unfinished if entry.record.get("container_id") == container.id]
             if others:
                 raise Refused(ErrorCode.BUSY, f"{container.name} is part of a move already, {others[0]}")
-            place = self._place(command, container.name, checkpoint)
+            place = self._place(command, container, checkpoint)
             record = {"container_id": container.id, "request": command.model_dump(mode="json")}
             entry = Run.entry(migration, Role.SOURCE, container.name, self._host.name, record)
             run = Run(self._host.journal, entry)
@@ -119,12 +127,27 @@ class Vault:
         if outcome.error is not None:
             raise outcome.error
 
-    def _place(self, command: Checkpoint, container: str, checkpoint: str) -> Place:
+    def _place(self, command: Checkpoint, container: Container, checkpoint: str) -> Place:
+        compression: Compression = command.compression.value
         if command.pipe is not None:
-            return InPipe(command.pipe, command.compression.value)
-        if command.store:
-            raise Refused(ErrorCode.BAD_COMMAND, f"{command.store} is no store of {self._host.name}")
-        return InStore(self.store, container, checkpoint, command.compression.value)
+            return InPipe(command.pipe, compression)
+        if not command.store:
+            return InStore(self.store, container.name, checkpoint, compression)
+        ref = registry.reference(command.store, checkpoint)
+        said = layout.annotations(container.name, container.id, container.image, container.image_id)
+        return InRegistry(self._host.shell, self._layout(checkpoint), ref, self._insecure, compression, said)
+
+    def _layout(self, name: str) -> Path:
+        return self._host.settings.state_dir / LAYOUTS / name
+
+    @property
+    def _insecure(self) -> tuple[str, ...]:
+        return self._host.settings.checkpoints.insecure_registries
+
+    def sweep(self) -> None:
+        """Remove what an agent before this one has left half done."""
+        self.store.sweep()
+        shutil.rmtree(self._host.settings.state_dir / LAYOUTS, ignore_errors=True)
 
     async def _take(
         self, run: Run, command: Checkpoint, container: Container, place: Place, checkpoint: str
@@ -195,12 +218,8 @@ class Vault:
             Refused: there is no such archive.
 
         """
-        if (command.pipe is None) == (command.checkpoint is None):
-            raise Refused(ErrorCode.BAD_COMMAND, "say either which checkpoint, or through which pipe it comes")
-        source: Source = (
-            FromPipe(command.pipe) if command.pipe is not None else FromStore(self.store, command.checkpoint or "")
-        )
         migration = new_migration_id()
+        source = self._source(command, migration)
 
         async def work() -> Outcome:
             self._restoring.add(migration)
@@ -212,6 +231,16 @@ class Vault:
 
         await self._start(migration, work(), begun, ended)
         return migration
+
+    def _source(self, command: Restore, migration: str) -> Source:
+        if [bool(command.pipe), bool(command.checkpoint), bool(command.store)].count(True) != 1:
+            raise Refused(ErrorCode.BAD_COMMAND, "say one: which checkpoint, or which pipe or store it comes from")
+        if command.pipe is not None:
+            return FromPipe(command.pipe)
+        if command.checkpoint is not None:
+            return FromStore(self.store, command.checkpoint)
+        ref = registry.reference(command.store, "latest")
+        return FromRegistry(self._host.shell, self._layout(migration), ref, self._insecure)
 
     async def _bring(self, migration: str, command: Restore, source: Source) -> list[str]:
         reader = ArchiveReader(source.read())

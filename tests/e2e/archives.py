@@ -1,6 +1,8 @@
 """Checkpoints in the lab: the command line on a host, and what tests look for afterwards."""
 
 import json
+import tarfile
+import tempfile
 from typing import Any
 
 from lab import roots
@@ -42,9 +44,16 @@ def copy(here: Host, there: Host, path: str) -> None:
         there.run(["sh", "-c", f"cat > {path}"], stdin=file)
 
 
-def give(host: Host, tool: str) -> None:
-    """Put one of the programs for archives on a host that has it not."""
-    path = f"/usr/local/bin/{tool}"
-    if host.run(["test", "-x", path], check=False).returncode:
-        with (roots.archive_tools() / tool).open("rb") as program:
-            host.run(["sh", "-c", f"cat > {path} && chmod 755 {path}"], stdin=program)
+def give_tools(host: Host) -> None:
+    """Put checkpointctl, docker-registry and skopeo on a host that has them not, with what they are linked with."""
+    if host.run(["which", "checkpointctl", "docker-registry", "skopeo"], check=False).returncode == 0:
+        return
+    layer = roots.archive_tools()
+    wanted = [layer / "usr/bin" / name for name in ("checkpointctl", "docker-registry", "skopeo")]
+    wanted += [*sorted((layer / "usr/lib").glob("*-linux-gnu/lib*.so*")), layer / "etc/containers"]
+    with tempfile.TemporaryFile() as file:
+        with tarfile.open(fileobj=file, mode="w") as tar:
+            for path in wanted:
+                tar.add(path, str(path.relative_to(layer)))
+        file.seek(0)
+        host.run(["tar", "-C", "/", "--skip-old-files", "-x"], stdin=file)

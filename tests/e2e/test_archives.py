@@ -7,7 +7,7 @@ import pytest
 
 from lab.cluster import Cluster
 from lab.workloads import run_counter
-from tests.e2e.archives import give, remove, run, said
+from tests.e2e.archives import give_tools, remove, run, said
 from tests.e2e.support import counts_on
 
 NAME, PLAIN, SEALED, KEY = "ck-shown", "/root/checkpoint-shown.tar.zst", "/root/checkpoint-sealed.tar", "/root/key"
@@ -23,7 +23,7 @@ def shown(keeps: Cluster) -> Iterator[Cluster]:
     run(keeps, "b28", f"head -c 32 /dev/urandom > {KEY}; head -c 32 /dev/urandom > {KEY}.other")
     run(keeps, "b28", f"transship checkpoint {NAME} -R --to {PLAIN}")
     run(keeps, "b28", f"transship checkpoint {NAME} -R --to {SEALED} --key-file {KEY} --with-image")
-    give(host, "checkpointctl")
+    give_tools(host)
     yield keeps
     remove(host, NAME)
     host.docker("volume", "rm", "ck-shown-data", check=False)
