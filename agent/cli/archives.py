@@ -1,11 +1,14 @@
 """The words for checkpoints, and their help; registered by main.py."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from agent.cli.running import CONTAINERS, HOSTS, Host, Json, control, local
+
+if TYPE_CHECKING:
+    from agent.cli.output import Out
 
 KeyFile = Annotated[
     Path | None, typer.Option("--key-file", metavar="FILE", help="Seals and opens the archive; 16 bytes or more.")
@@ -169,3 +172,73 @@ def criu_restore(container: Name, verbose: Verbose = False, dry_run: DryRun = Fa
 
     out = Out(as_json=as_json)
     local(out, lambda: external.restore(out, container, verbose=verbose, dry_run=dry_run))
+
+
+native_app = typer.Typer(help="Docker's own checkpoints, on this host: experimental, and of use below Docker 28 only.")
+Own = Annotated[str, typer.Argument(metavar="NAME", help="Of the checkpoint.")]
+TarFile = Annotated[Path, typer.Argument(metavar="FILE")]
+
+
+@native_app.command("create")
+def native_create(
+    container: Name,
+    name: Own,
+    leave_running: Annotated[bool, typer.Option("--leave-running", "-R", help="Let it go on.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Take one; dockerd keeps it, and the container is stopped."""
+    from agent.cli import native
+
+    out = _out(as_json)
+    local(out, lambda: native.create(out, container, name, leave_running=leave_running))
+
+
+@native_app.command("ls")
+def native_ls(container: Name, as_json: Json = False) -> None:
+    """List those of a container."""
+    from agent.cli import native
+
+    out = _out(as_json)
+    local(out, lambda: native.show(out, container))
+
+
+@native_app.command("rm")
+def native_rm(container: Name, name: Own, as_json: Json = False) -> None:
+    """Remove one."""
+    from agent.cli import native
+
+    out = _out(as_json)
+    local(out, lambda: native.remove(out, container, name))
+
+
+@native_app.command("start")
+def native_start(container: Name, name: Own, as_json: Json = False) -> None:
+    """Start a stopped container from one, and prove that it was a restore."""
+    from agent.cli import native
+
+    out = _out(as_json)
+    local(out, lambda: native.start(out, container, name))
+
+
+@native_app.command("save")
+def native_save(container: Name, name: Own, file: TarFile, verbose: Verbose = False, as_json: Json = False) -> None:
+    """Write one, with the container's files, into a tar for another host."""
+    from agent.cli import native
+
+    out = _out(as_json)
+    local(out, lambda: native.save(out, container, name, file, verbose=verbose))
+
+
+@native_app.command("load")
+def native_load(container: Name, file: TarFile, verbose: Verbose = False, as_json: Json = False) -> None:
+    """Put such a tar into a container that was created there, and never started."""
+    from agent.cli import native
+
+    out = _out(as_json)
+    local(out, lambda: native.load(out, container, file, verbose=verbose))
+
+
+def _out(as_json: bool) -> "Out":
+    from agent.cli.output import Out
+
+    return Out(as_json=as_json)

@@ -34,14 +34,14 @@ def restore(out: Out, name: str, *, verbose: bool, dry_run: bool) -> int:
 
 
 async def _dump(out: Out, name: str, *, leave_running: bool, verbose: bool, dry_run: bool) -> int:
-    async with _docker() as docker:
-        container = await _found(docker, name)
+    async with docker_here() as docker:
+        container = await found_here(docker, name)
         if not container.running:
             raise Refused(ErrorCode.NOT_RUNNING, f"{name} is {container.state}, not running")
         tree = await _tree(docker, container)
     if not dry_run:
         shutil.rmtree(tree.folder, ignore_errors=True)  # of an earlier dump
-    runner = _Runner(verbose=verbose, dry_run=dry_run)
+    runner = Runner(verbose=verbose, dry_run=dry_run)
     try:
         await runner.run(external.dump_steps(tree, leave_running=leave_running))
     except CommandFailed as error:
@@ -56,8 +56,8 @@ async def _dump(out: Out, name: str, *, leave_running: bool, verbose: bool, dry_
 
 
 async def _restore(out: Out, name: str, *, verbose: bool, dry_run: bool) -> int:
-    async with _docker() as docker:
-        container = await _found(docker, name)
+    async with docker_here() as docker:
+        container = await found_here(docker, name)
     if container.running:
         raise Refused(ErrorCode.BUSY, f"{name} runs: two of it would share its files and its address")
     record = external.FOLDER / container.id[:12] / external.RECORD
@@ -66,7 +66,7 @@ async def _restore(out: Out, name: str, *, verbose: bool, dry_run: bool) -> int:
             ErrorCode.NO_SUCH_CHECKPOINT, f"{name} was not dumped here", hint=f"`transship criu dump {name}` does that"
         )
     tree = external.from_record(record.read_text())
-    runner = _Runner(verbose=verbose, dry_run=dry_run)
+    runner = Runner(verbose=verbose, dry_run=dry_run)
     try:
         await runner.run(external.restore_steps(tree))
     except AgentError as error:
@@ -94,7 +94,7 @@ def _explained(error: CommandFailed, tree: Tree, what: str) -> CommandFailed:
     )
 
 
-class _Runner:
+class Runner:
     """Runs commands in order, and prints them as they would be typed."""
 
     def __init__(self, *, verbose: bool, dry_run: bool) -> None:
@@ -120,12 +120,12 @@ class _Runner:
             await self._shell.run(*step.argv, stdin=stdin, timeout=SECONDS, killable=False, check=check)
 
 
-def _docker() -> Docker:
+def docker_here() -> Docker:
     settings = config.load(Path(os.environ.get("TRANSSHIP_CONFIG", config.DEFAULT_FILE)))
     return Docker(settings.docker, settings.deadlines.docker)
 
 
-async def _found(docker: Docker, name: str) -> Container:
+async def found_here(docker: Docker, name: str) -> Container:
     container = await docker.find(name)
     if container is None:
         raise Refused(ErrorCode.NO_SUCH_CONTAINER, f"there is no container {name} on this host")

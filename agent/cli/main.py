@@ -127,6 +127,7 @@ app.command()(archives.checkpoint)
 app.command()(archives.restore)
 app.command()(archives.inspect)
 app.add_typer(archives.checkpoints_app, name="checkpoints")
+app.add_typer(archives.native_app, name="native", no_args_is_help=True)
 app.add_typer(archives.criu_app, name="criu", no_args_is_help=True)
 
 

@@ -64,9 +64,9 @@ def pair() -> Iterator[Cluster]:
 
 @pytest.fixture(scope="session")
 def keeps() -> Iterator[Cluster]:
-    """Both engines, for checkpoints; a26 may have a registry."""
+    """Both engines, and the older one twice, for checkpoints; a26 may have a registry."""
     agent = {"checkpoints": {"insecure_registries": ["a26:5000"]}}
-    yield from _up("keeps", HostSpec("a26", D26), HostSpec("b28", D28), agent=agent)
+    yield from _up("keeps", HostSpec("a26", D26), HostSpec("b28", D28), HostSpec("c26", D26), agent=agent)
 
 
 @pytest.fixture(scope="session")
