@@ -1,0 +1,114 @@
+"""A source host with one move of its only container, to fail at will. No tests."""
+
+import asyncio
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from agent.base.errors import AgentError, DumpFailed
+from agent.doors.peer_client import PeerClient
+from agent.migration import leaving, preflight, sources
+from agent.migration.machine import Role
+from agent.migration.run import Run
+from agent.migration.sources import Sources
+from protocol.status import Phase
+from tests.unit import moves
+from tests.unit.moves import CONTAINER, SOURCE, FakeDocker, FakeJournal, FakePeer, FakeShell, FakeStrategy, FakeWatching
+
+COMMITTED, STRANDED, ROLLED_BACK, DONE = Phase.COMMITTED, Phase.STRANDED, Phase.ROLLED_BACK, Phase.DONE
+
+
+@contextmanager
+def started(argv: list[str], **how: Any) -> Iterator[subprocess.Popen[bytes]]:
+    with subprocess.Popen(argv, **how) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def program() -> Iterator[int]:
+    """A container's only process, as far as /proc knows."""
+    with started(["sleep", "600"]) as process:
+        yield process.pid
+
+
+class World:
+    """A source host, its doors, and one move of its only container."""
+
+    def __init__(self, folder: Path, pid: int) -> None:
+        self.folder = folder
+        self.docker = FakeDocker(pid=pid)
+        self.shell = FakeShell()
+        self.journal = FakeJournal(folder / "journal.sqlite")
+        self.peer = FakePeer()
+        self.watching = FakeWatching()
+        self.subject = moves.subject(folder / "cgroup", pid)
+        self.ended: asyncio.Future[AgentError | None] = asyncio.get_running_loop().create_future()
+        host = moves.host(SOURCE, self.docker, self.shell, self.journal)
+        self.sources = Sources(host, lambda name, last_url="": cast("PeerClient", self.peer), self.watching)
+
+    async def start(self) -> Run:
+        async def begun(run: Run) -> None:
+            pass
+
+        async def ended(run: Run, error: AgentError | None) -> None:
+            self.ended.set_result(error)
+
+        return await self.sources.start(moves.request(), self.docker.container(), begun, ended)
+
+    async def end(self) -> AgentError | None:
+        async with asyncio.timeout(moves.WATCHDOG_SECONDS):
+            return await self.ended
+
+    async def all_ended(self) -> None:
+        async with asyncio.timeout(moves.WATCHDOG_SECONDS):
+            await asyncio.gather(*(move.task for move in self.sources._moves.values() if move.task))
+        assert self.sources.open() == []
+
+    async def interrupted(self, phase: Phase) -> None:
+        """What an agent finds that was ended in this phase, with the container frozen and its policy off."""
+        record = {"container_id": CONTAINER, "peer_url": "", **self.subject.to_record()}
+        entry = moves.entry(Role.SOURCE, phase, record)
+        await self.journal.put(entry)
+        (self.folder / "cgroup" / "cgroup.freeze").write_text("1")
+        self.docker.policy = "no"
+        self.sources.recover(entry)
+
+    @property
+    def runs(self) -> bool:
+        return self.docker.running and not moves.is_frozen(self.folder / "cgroup")
+
+
+async def world(tmp_path: Path, program: int, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
+    world = World(tmp_path, program)
+
+    async def examine(*_: object) -> Any:
+        return world.subject
+
+    monkeypatch.setattr(preflight, "examine", examine)
+    monkeypatch.setattr(sources, "Cold", FakeStrategy)
+    monkeypatch.setitem(sources.strategies, "cold", FakeStrategy)
+    monkeypatch.setattr(leaving, "DUMPS", tmp_path)
+    moves.of_its_own_network(monkeypatch)
+    await world.journal.open()
+    yield world
+    await world.sources.close()
+    await world.journal.close()
+
+
+def dump_fails(monkeypatch: pytest.MonkeyPatch, also: Any = lambda: None) -> None:
+    def dump() -> None:
+        also()
+        raise DumpFailed("CRIU could not dump the container")
+
+    monkeypatch.setattr(FakeStrategy, "dump", staticmethod(dump))
+
+
+def nobody_in(world: World) -> None:
+    """Nothing is left in the cgroup, so that its end takes no time."""
+    (world.folder / "cgroup" / "cgroup.procs").write_text("")
