@@ -1,0 +1,46 @@
+"""The files that are shipped fit the program."""
+
+from pathlib import Path
+
+from agent.base import config
+from agent.cli import setup
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_example_settings_can_be_loaded_as_they_are_and_with_every_line_in_force(tmp_path: Path) -> None:
+    text = setup.shipped(setup.EXAMPLE)
+    (tmp_path / "a.toml").write_text(text)
+    settings = config.load(tmp_path / "a.toml")
+    assert settings.peer.allow == ()
+    lines = [line[1:] if line.startswith("#") and not line.startswith("# ") else line for line in text.splitlines()]
+    (tmp_path / "b.toml").write_text("\n".join(lines))
+    full = config.load(tmp_path / "b.toml")
+    assert full.host == "node-a"
+    assert full.limits == settings.limits, "a default in the example is not that of the program"
+    assert full.deadlines == settings.deadlines
+    for name in type(full.deadlines).model_fields:
+        assert f"#{name} = " in text, f"deadlines.{name} is not in the example"
+
+
+def test_service_lets_a_dump_end() -> None:
+    text = setup.shipped(setup.UNIT)
+    [stop] = [int(line.partition("=")[2]) for line in text.splitlines() if line.startswith("TimeoutStopSec=")]
+    assert stop > config.Deadlines().dump
+    assert "KillMode=mixed" in text
+    assert "Type=notify" in text
+
+
+def test_access_list_holds_every_topic_of_an_agent() -> None:
+    text = (ROOT / "systemd/mosquitto.acl").read_text()
+    for line in (
+        "pattern read transship/v1/hosts/%u/command",
+        "pattern write transship/v1/hosts/%u/status",
+        "pattern write transship/v1/hosts/%u/containers/+",
+        "pattern write transship/v1/hosts/%u/events",
+        "pattern write transship/v1/migrations/+/%u/status",
+        "pattern write transship/v1/migrations/+/%u/decision",
+        "pattern read transship/v1/migrations/+/+/decision",
+        "pattern write transship/v1/replies/#",
+    ):
+        assert f"\n{line}\n" in text
