@@ -47,18 +47,16 @@ printf 1 >/proc/sys/net/ipv4/ip_nonlocal_bind
 . {folder}/{sysctls}
 """
 FILES = {"lock": handover.LOCK, "addresses": handover.ADDRESSES, "sysctls": handover.SYSCTLS}
-FIFOS = {"release": handover.RELEASE, "held": handover.HELD, "events": handover.EVENTS, "run": handover.RUN}
+FIFOS = {"release": handover.RELEASE, "held": handover.HELD, "run": handover.RUN}
 
 HOLD = """\
 #!/bin/sh
 # Called by CRIU at each stage. At `pre-resume` every task is restored and held by ptrace, one step before it runs:
-# CRIU waits here for the word. Its fifo is opened read-write, since an end of file would be taken for the word; that of
-# the events too, since without a reader - an agent that has just crashed - CRIU would wait for one.
+# CRIU waits here for the word. Its fifo is opened read-write, since an end of file would be taken for the word.
 case $CRTOOLS_SCRIPT_ACTION in
 pre-resume)
     exec 3<>{folder}/{release}
     echo "$CRTOOLS_INIT_PID" >{folder}/{held}
-    echo held 1<>{folder}/{events}
     until read -r word <&3 && [ "$word" = {run} ]; do :; done ;;
 esac
 """
@@ -192,7 +190,7 @@ class HandOver:
             self._events.put_nowait(line.decode())
 
     async def event(self) -> str:
-        """The next word of the runtime or of CRIU's script: staged, printed, held or failed."""
+        """The next word of the runtime: staged, printed, held or failed; the last two when `result` is there."""
         return await self._events.get()
 
     def say(self, word: str) -> None:

@@ -42,6 +42,7 @@ STREAM_END_SECONDS = 10.0
 START_SECONDS = 10.0
 """For dockerd to attach the network to what is restored; it takes well under a second."""
 RESUME_LOOK_SECONDS = 0.001
+WORD_SECONDS = 1.0
 
 
 def image_room(offer: Offer) -> int:
@@ -182,7 +183,7 @@ class Target:
         early = self._staged is not None and self._staged.network_attached_early
         wanted = (fitting.host_config(self.offer.create).get("Sysctls") or {}).get("net.ipv4.ip_nonlocal_bind", "")
         await both(
-            identity.bind_as_usual(self._host.shell, result.pid, wanted),
+            asyncio.to_thread(identity.bind_as_usual, result.pid, wanted),
             identity.take_down_stand_in(self._host.shell, result.pid, () if early else self._addresses()),
         )
         await self.run.enter(Phase.PREPARED, pid=result.pid, pid_start=proc.start_time(result.pid))
@@ -340,6 +341,8 @@ class Target:
         giving_up = asyncio.create_task(self._given_up.wait(), name="give up")
         try:
             await asyncio.wait({hearing, giving_up, *ended}, return_when=asyncio.FIRST_COMPLETED)
+            if not giving_up.done():  # the word comes before the end, but the two may be seen in the other order
+                await asyncio.wait({hearing, giving_up}, timeout=WORD_SECONDS, return_when=asyncio.FIRST_COMPLETED)
             if hearing.done() and hearing.result() in wanted:
                 return hearing.result()
         finally:

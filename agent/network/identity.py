@@ -17,6 +17,7 @@ from agent.base.shell import Shell
 from agent.network.namespace import in_netns, is_ours, within
 
 METRIC = 1_000_000
+NONLOCAL_BIND = Path("/proc/sys/net/ipv4/ip_nonlocal_bind")
 DEFAULT = {4: "0.0.0.0/0", 6: "::/0"}
 """By address, since a line of `ip -batch` takes no option for the family."""
 ANNOUNCEMENTS = 2
@@ -68,15 +69,13 @@ async def take_down_stand_in(shell: Shell, pid: int, addresses: Sequence[str]) -
         )
 
 
-async def bind_as_usual(shell: Shell, pid: int, wanted: str) -> None:
-    """Programs bind to addresses of their own again, or as the container's --sysctl says.
+def bind_as_usual(pid: int, wanted: str) -> None:
+    """Programs bind to addresses of their own again, or as the container's --sysctl says; blocks for a moment.
 
     During the restore any address will do: of a listening program's IPv4 address CRIU can't be told that it is to come.
     """
-    if is_ours(pid):  # the host's setting was not changed
-        return
-    script = f"printf {int(wanted or 0)} >/proc/sys/net/ipv4/ip_nonlocal_bind"
-    await shell.run(*in_netns(pid, "sh", "-c", script), label="bind as usual", timeout=10)
+    if not is_ours(pid):  # the host's setting was not changed
+        within(pid, lambda: NONLOCAL_BIND.write_text(str(int(wanted or 0))))
 
 
 def announce(pid: int) -> list[str]:

@@ -70,16 +70,28 @@ async def _write(fd: int, end: float) -> bool:
 async def all_of(files: Mapping[str, Path], since: Mark, streams: frozenset[int]) -> list[tuple[int, bytes]]:
     """Every entry since the mark, and none of ours."""
     end = time.monotonic() + DRAIN_SECONDS
-    pause = LOOK_SECONDS
     while True:
+        seen = _version(files[since.name])
         try:
             entries = await asyncio.to_thread(container_log.entries_since, files, since)
         except EOFError:
             if time.monotonic() > end:
                 raise StepFailed("the container's log is being packed all the time", hint="try again") from None
+            await asyncio.sleep(LOOK_SECONDS)
+            continue
         else:
             arrived = {stream for stream, text in entries if text.endswith(MARKER)}
             if streams <= arrived or time.monotonic() > end:
                 return [(stream, text.removesuffix(MARKER)) for stream, text in entries if text != MARKER]
-        await asyncio.sleep(pause)
-        pause *= 2  # it may be much, and read anew each time
+        # it may be much, and is read anew each time: only when there is more
+        while _version(files[since.name]) == seen and time.monotonic() <= end:
+            await asyncio.sleep(LOOK_SECONDS)
+
+
+def _version(path: Path) -> tuple[int, int] | None:
+    """What another one has when something was written to it, or when it was rotated away."""
+    try:
+        about = path.stat()
+    except FileNotFoundError:
+        return None
+    return about.st_ino, about.st_size

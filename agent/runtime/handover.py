@@ -9,7 +9,7 @@
     lock.nft        the drop tables
     sysctls         runtime -> hook     settings of the network, as shell commands
     go              fifo, agent -> runtime     one word: `restore` or `discard`
-    events          fifo, runtime -> agent     one line an event: staged, restored, failed
+    events          fifo, runtime -> agent     one line an event: staged, printed, held, failed
     staged.json     runtime -> agent    root file system and bundle; there once the runtime waits
     result.json     runtime -> agent    how the restore ended, with times
     images/         tmpfs, CRIU's images

@@ -194,8 +194,7 @@ def main(argv: list[str]) -> int:
         with open(option(flags, "--pid-file"), "w") as file:  # noqa: PTH123
             file.write(str(pid))
     write(f"{folder}/{handover.RESULT}", result)
-    if not pid:
-        tell(folder, "failed")
+    tell(folder, "held" if pid else "failed")
     return code
 
 
