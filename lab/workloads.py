@@ -53,10 +53,16 @@ def run_counter(host: Host, name: str, *options: str, mib: int = 16, pause: floa
     return host.docker("run", "-d", "--name", name, *options, "py", "python3", "-c", program).strip()
 
 
-def counted(host: Host, name: str) -> Counted:
-    """What the counter has left so far, on the host where it is now."""
-    # a move that was taken back after the freeze leaves a line that looks empty (agent/prework/printed.py)
-    logged = [int(line) for line in host.docker("logs", name).split() if line != NOTHING_SEEN.decode()]
+def counted(host: Host, name: str, *, taken_back: int = 0) -> Counted:
+    """What the counter has left so far, on the host where it is now.
+
+    Each move that was taken back after the freeze may have left a line that looks empty (agent/prework/printed.py).
+    """
+    lines = host.docker("logs", name).split()
+    for _ in range(taken_back):
+        if NOTHING_SEEN.decode() in lines:
+            lines.remove(NOTHING_SEEN.decode())
+    logged = [int(line) for line in lines]
     rows = [line.split() for line in host.docker("exec", name, "cat", "/count", check=False).splitlines()]
     rows = [row for row in rows if len(row) == 2]  # the last one may be half written
     return Counted(logged, [int(row[0]) for row in rows], float(rows[-1][1]) if rows else 0.0)

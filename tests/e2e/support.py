@@ -19,11 +19,15 @@ async def until(so: Callable[[], bool], what: str, seconds: float = WAIT_SECONDS
         await asyncio.sleep(0.05)
 
 
-async def counts_on(host: Host, name: str, more: int = 20) -> Counted:
+async def counts_on(host: Host, name: str, more: int = 20, *, taken_back: int = 0) -> Counted:
     """The counter goes on, and nothing of it is missing or came twice; what it has by then."""
-    base = len(counted(host, name).logged)
-    await until(lambda: len(counted(host, name).logged) >= base + more, f"{name} counts on at {host.name}")
-    now = counted(host, name)
+
+    def look() -> Counted:
+        return counted(host, name, taken_back=taken_back)
+
+    base = len(look().logged)
+    await until(lambda: len(look().logged) >= base + more, f"{name} counts on at {host.name}")
+    now = look()
     assert now.missing == 0, now
     assert now.duplicated == 0, now
     assert now.in_order, now

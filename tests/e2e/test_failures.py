@@ -79,12 +79,12 @@ async def test_a_failing_step_is_taken_back(
             moves[A].docker("inspect", "-f", "{{.State.Pid}} {{.HostConfig.RestartPolicy.Name}}", name)
             == f"{before} always"
         )
-        await counts_on(moves[A], name)
+        await counts_on(moves[A], name, taken_back=1)
         assert name not in moves[B].docker("ps", "--all", "--format", "{{.Names}}").split()
         await clean(moves, A, B)
         again = await moves.migrate(name, A, B)
         assert again.kind is ReplyKind.FINISHED, "once mended, the same move works"
-        await counts_on(moves[B], name)
+        await counts_on(moves[B], name, taken_back=1)
     finally:
         for host in (A, B):
             moves[host].docker("rm", "--force", name, check=False)
@@ -101,7 +101,7 @@ async def test_dockerd_can_not_have_what_is_restored(moves: Cluster) -> None:
         assert reply.error is not None
         assert reply.error.consequence is Consequence.TAKEN_BACK
         assert "proxy" in reply.error.message
-        await counts_on(moves[A], name)
+        await counts_on(moves[A], name, taken_back=1)
         await clean(moves, A, B)
         assert name not in moves[B].docker("ps", "--all", "--format", "{{.Names}}").split()
         await until(lambda: not shims(moves[B]), "containerd has forgotten it too")
@@ -127,7 +127,7 @@ async def test_cancel_before_the_decision(moves: Cluster, phase: Phase) -> None:
         if cancelled.kind is ReplyKind.FINISHED:
             assert end.error is not None
             assert end.error.code is ErrorCode.CANCELLED
-            await counts_on(moves[A], name)
+            await counts_on(moves[A], name, taken_back=1)
             assert name not in moves[B].docker("ps", "--all", "--format", "{{.Names}}").split()
         else:  # it was decided before the cancel came
             assert cancelled.error is not None
@@ -156,7 +156,7 @@ async def test_an_agent_dies_at_any_phase(moves: Cluster, killed: str, phase: Ph
         await clean(moves, A, B)
         await until(lambda: len(running_on(moves, name)) == 1, "it runs once")
         (where,) = running_on(moves, name)
-        await counts_on(moves[where], name)
+        await counts_on(moves[where], name, taken_back=1)
         policy = moves[where].docker("inspect", "-f", "{{.HostConfig.RestartPolicy.Name}}", name)
         assert policy == "always"
     finally:
@@ -182,7 +182,7 @@ async def test_the_link_is_cut_while_the_container_is_frozen(moves: Cluster) -> 
         assert end.kind is ReplyKind.FAILED
         assert end.error is not None
         assert end.error.code is ErrorCode.TRANSFER_FAILED, end.error
-        await counts_on(moves[A], name)
+        await counts_on(moves[A], name, taken_back=1)
         assert frozen(moves[A]) == []
         moves.lab.heal(B)
         await clean(moves, A, B, seconds=90)
