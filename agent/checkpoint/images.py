@@ -1,5 +1,6 @@
 """What is mended in CRIU's images before they are restored. Their layout: criu/include/magic.h, images/*.proto."""
 
+import shutil
 import struct
 from pathlib import Path
 
@@ -28,18 +29,22 @@ def _mend_window(path: Path) -> int:
     kernel does not take back what it gave out (net/ipv4/tcp.c: tcp_repair_set_window). The last place that it takes
     does the same: the number only tells later segments from earlier ones, and all within the window come later.
     """
-    data = path.read_bytes()
-    (size,) = SIZE.unpack_from(data, MAGIC.size)
-    began = MAGIC.size + SIZE.size
-    entry, queues = data[began : began + size], data[began + size :]
-    found = fields(entry)
-    if RECEIVE_WINDOW not in found:
-        return 0
-    edge = (int(found[IN_SEQ]) + int(found[RECEIVE_WINDOW])) % SEQUENCE
-    if not 0 < (int(found[SEND_WL1]) - edge) % SEQUENCE < SEQUENCE // 2:
-        return 0
-    entry += packed(SEND_WL1, edge)  # of two values the later one counts
-    path.write_bytes(data[: MAGIC.size] + SIZE.pack(len(entry)) + entry + queues)
+    with path.open("rb") as image:
+        magic = image.read(MAGIC.size)
+        (size,) = SIZE.unpack(image.read(SIZE.size))
+        entry = image.read(size)
+        found = fields(entry)
+        if RECEIVE_WINDOW not in found:
+            return 0
+        edge = (int(found[IN_SEQ]) + int(found[RECEIVE_WINDOW])) % SEQUENCE
+        if not 0 < (int(found[SEND_WL1]) - edge) % SEQUENCE < SEQUENCE // 2:
+            return 0
+        entry += packed(SEND_WL1, edge)  # of two values the later one counts
+        part = path.with_name(f"{path.name}.part")
+        with part.open("wb") as mended:  # the queues behind it are up to some MiB each
+            mended.write(magic + SIZE.pack(len(entry)) + entry)
+            shutil.copyfileobj(image, mended)
+        part.replace(path)
     return 1
 
 
