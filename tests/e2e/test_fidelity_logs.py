@@ -44,9 +44,7 @@ def printed(host: Host, name: str) -> dict[str, list[str]]:
 
 
 def last(host: Host, name: str) -> int:
-    # dockerd has been seen not to come back from reading a log that is being rotated; a second look does
-    said = host.run(["timeout", "10", "docker", "logs", "--tail", "3", name], check=False).stdout
-    rows = [line.split() for line in said.splitlines()]
+    rows = [line.split() for line in host.docker("logs", "--tail", "3", name).splitlines()]
     return max((int(row[1]) for row in rows if len(row) > 2 and row[1].isdigit()), default=0)
 
 
