@@ -1,4 +1,4 @@
-"""A real mosquitto for whatever speaks MQTT: one on a free port of 127.0.0.1, ended by its process id."""
+"""A real mosquitto on a free port of 127.0.0.1, ended by its process id, and whoever speaks there in a test."""
 
 import asyncio
 import contextlib
@@ -18,6 +18,8 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 from agent.base import config
+from agent.cli.controller import Controller
+from tests.contract.stories import StoryHost, container
 
 PROGRAM = shutil.which("mosquitto") or "/usr/sbin/mosquitto"
 PATIENCE = 10.0
@@ -138,3 +140,21 @@ def stranger() -> Callable[..., contextlib.AbstractAsyncContextManager[Stranger]
             yield Stranger(client)
 
     return connect
+
+
+@pytest.fixture
+def node_a(mosquitto: Mosquitto) -> StoryHost:
+    return StoryHost("node-a", mosquitto.settings, [container("node-a", "web", 1), container("node-a", "db", 2)])
+
+
+@pytest.fixture
+async def hosts(mosquitto: Mosquitto, node_a: StoryHost) -> AsyncIterator[None]:
+    node_b = StoryHost("node-b", mosquitto.settings, [container("node-b", "cache", 3)])
+    async with node_a.running(), node_b.running():
+        yield
+
+
+@pytest.fixture
+async def controller(mosquitto: Mosquitto, hosts: None) -> AsyncIterator[Controller]:
+    async with Controller(mosquitto.settings) as controller:
+        yield controller
