@@ -1,14 +1,18 @@
-"""Clusters for the end-to-end tests: real dockerds, real CRIU, a real broker. Each kind is brought up once."""
+"""Hosts for the end-to-end tests: real dockerds, real CRIU, a real broker. Each kind is brought up once."""
 
+import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any
 
 import pytest
 
+from agent.doors.docker import Docker
+from lab import Host, Lab
 from lab.cluster import Cluster
 from lab.host import Engine, HostSpec
 from lab.shell import LabError
+from tests.e2e.engines import CGROUP2, HOLD, HOSTS, NAME, door
 
 D26, D28 = Engine.DOCKER26, Engine.DOCKER28
 
@@ -73,3 +77,31 @@ def keeps() -> Iterator[Cluster]:
 def programs() -> Iterator[Cluster]:
     """With userns-remap, so that programs of several users can be dumped in namespaces (facts.md)."""
     yield from _up("programs", HostSpec("u26", D26, userns_remap=True), HostSpec("u28", D28, userns_remap=True))
+
+
+@pytest.fixture(scope="session")
+def lab() -> Iterator[Lab]:
+    """No agents: every engine and image store, with an OCI runtime `hold`, for what asks dockerd itself."""
+    with Lab.up(NAME, [*HOSTS, CGROUP2]) as lab:
+        for host in lab.hosts.values():
+            host.ensure_image("busybox")
+            host.ensure_image("py")
+            host.node.write("/usr/local/bin/hold", HOLD, 0o755)
+            configuration = json.loads(host.node.read("/etc/docker/daemon.json"))
+            configuration["runtimes"] = {"hold": {"path": "/usr/local/bin/hold"}}
+            host.node.write("/etc/docker/daemon.json", json.dumps(configuration), 0o644)
+            host.run(["sh", "-c", "kill -HUP $(cat /run/docker.pid)"])
+        yield lab
+
+
+@pytest.fixture(params=[found.name for found in HOSTS])
+def host(lab: Lab, request: pytest.FixtureRequest) -> Host:
+    return lab[request.param]
+
+
+@pytest.fixture
+async def docker(host: Host) -> AsyncIterator[Docker]:
+    async with door(host) as found:
+        yield found
+        for row in await found.list():
+            await found.remove(row.id, volumes=True)
