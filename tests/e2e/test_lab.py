@@ -1,44 +1,20 @@
-"""The lab keeps its promises: real engines, real CRIU, a network that can be cut, nothing left behind."""
+"""The lab keeps its promises while it is up: real engines, real CRIU, a network that can be cut."""
 
 import asyncio
-import contextlib
-import hashlib
 import json
-import os
-import signal
 import ssl
 import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
-from pathlib import Path
 
 import aiomqtt
 import pytest
 
-from lab import CommandFailed, Engine, Host, HostSpec, Lab, LabError, shell
+from lab import CommandFailed, Engine, Host, Lab, LabError, shell
 from lab.broker import Access
-from lab.lab import remove
-from lab.naming import CGROUP, state_folder
-from lab.network import Namespace
-from lab.service import Mode, merge, to_toml
+from tests.e2e.lab_support import HOSTS, NAME, start_counter
 
-pytestmark = [pytest.mark.lab, pytest.mark.skipif(os.geteuid() != 0, reason="the lab needs root")]
-
-CHECKOUT = Path(__file__).parents[2]
-# Fixed for a checkout, so that what a killed test run left is removed by the next one.
-NAME = "t" + hashlib.sha256(str(CHECKOUT).encode()).hexdigest()[:6]
-OTHER = NAME.replace("t", "u", 1)
-
-HOSTS = [
-    HostSpec("plain26", Engine.DOCKER26),
-    HostSpec("plain28", Engine.DOCKER28),
-    HostSpec("userns26", Engine.DOCKER26, userns_remap=True),
-    HostSpec("userns28", Engine.DOCKER28, userns_remap=True),
-    HostSpec("store28", Engine.DOCKER28, containerd_store=True),
-    HostSpec("cgroup2", Engine.DOCKER28, cgroup2=True),
-]
-COUNTER = "import itertools, time\nfor i in itertools.count():\n    print(i, flush=True)\n    time.sleep(0.02)"
 FETCH = """import sys, time, urllib.request
 start = time.monotonic()
 size = len(urllib.request.urlopen(sys.argv[1], timeout=5).read())
@@ -56,13 +32,6 @@ def host(lab: Lab, request: pytest.FixtureRequest) -> Host:
     return lab[request.param]
 
 
-def start_counter(host: Host, name: str, *options: str) -> str:
-    """Run a counting container and return its id; `name` must be new on this host."""
-    host.ensure_image("py")
-    host.docker("run", "--detach", "--name", name, *options, "py", "python3", "-c", COUNTER)
-    return host.docker("inspect", "--format", "{{.Id}}", name)
-
-
 def count(host: Host, name: str) -> int:
     return int(host.docker("logs", "--tail", "1", name) or -1)
 
@@ -77,19 +46,6 @@ def dump(host: Host, container: str, name: str) -> subprocess.CompletedProcess[s
     host.run(["mkdir", "-p", folders[1], folders[3]])
     runc = ["runc", "--root", host.runtime_root, "checkpoint", "--leave-running", *folders, container]
     return host.run(runc, check=False)
-
-
-def left_of(name: str) -> list[str]:
-    """List whatever of a lab is still on this machine."""
-    mounts = [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if f"/{name}/" in line]
-    files = [*Path("/sys/fs/cgroup").glob(f"**/{CGROUP}/{name}"), *state_folder().glob(f"{name}*")]
-    files += [space.path for space in Namespace.all_of(name)]
-    processes = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if f"/transship-lab/{name}/" in (folder / "cgroup").read_text():
-                processes.append((folder / "cmdline").read_text())
-    return [*mounts, *map(str, files), *processes]
 
 
 def test_each_host_runs_the_engine_it_was_asked_for(host: Host) -> None:
@@ -333,71 +289,3 @@ def test_an_agent_that_ends_at_once_is_reported_with_its_log(lab: Lab) -> None:
     assert written["peer"]["allow"] == [spec.name for spec in HOSTS if spec.name != "plain28"]
     host.stop_agent()
     host.kill_agent()
-
-
-def test_the_configuration_is_laid_over_table_by_table() -> None:
-    merged = merge({"host": "a", "peer": {"port": 1, "allow": ["b"]}}, {"peer": {"port": 2}, "log_json": True})
-    assert merged == {"host": "a", "peer": {"port": 2, "allow": ["b"]}, "log_json": True}
-    text = 'host = "a"\nlog_json = true\n[peer]\nport = 2\nallow = ["b"]\n'
-    assert to_toml(merged) == text
-
-
-def test_a_lab_with_the_agent_installed_leaves_nothing_after_down() -> None:
-    lab = Lab.up(OTHER, [HostSpec("one")], mode=Mode.INSTALL)
-    try:
-        code = "import agent, importlib.metadata as m; print(agent.__file__, m.version('transship'))"
-        told = lab["one"].run(["/opt/transship/bin/python", "-c", code]).stdout
-        assert told.startswith("/opt/transship/lib/")
-        start_counter(lab["one"], "paused")
-        lab["one"].docker("pause", "paused")
-        assert left_of(OTHER) != []
-        relay = shell.Proc.read(state_folder() / OTHER / "broker/relay.pid")
-    finally:
-        lab.down()
-    assert left_of(OTHER) == []
-    assert relay is not None
-    assert not relay.alive()
-
-
-@pytest.mark.parametrize("delay", [0.1, 0.4, 0.8, 5])
-def test_what_a_killed_up_left_is_removed(delay: float) -> None:
-    up = [sys.executable, "-m", "lab", "--lab", OTHER, "up", "--host", "one=docker26"]
-    process = subprocess.Popen(up, cwd=CHECKOUT, stdout=subprocess.DEVNULL, start_new_session=True)
-    try:
-        process.wait(delay)
-    except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    try:
-        with Lab.up(OTHER, [HostSpec("two", Engine.DOCKER26)]) as lab:
-            assert lab["two"].docker("ps", "--quiet") == ""
-            assert list(lab.hosts) == ["two"]
-    finally:
-        remove(OTHER)
-    assert left_of(OTHER) == []
-
-
-def test_another_processs_number_is_not_mistaken_for_ours(tmp_path: Path) -> None:
-    (tmp_path / "pid").write_text(f"{os.getpid()} 1\n")
-    assert shell.Proc.read(tmp_path / "pid") is None
-    mine = shell.Proc.of(os.getpid())
-    assert mine is not None
-    mine.write(tmp_path / "pid")
-    assert shell.Proc.read(tmp_path / "pid") == mine
-
-
-def test_bad_names_are_refused_before_anything_is_made() -> None:
-    for name, hosts in (("Bad-Name", HOSTS), ("fine", [HostSpec("broker")]), ("fine", [HOSTS[0], HOSTS[0]])):
-        with pytest.raises(LabError):
-            Lab.up(name, hosts)
-    with pytest.raises(LabError, match="there is no lab fine"):
-        Lab.load("fine")
-
-
-def test_a_host_is_described_in_a_word() -> None:
-    spec = HostSpec.parse("a=docker26,userns,cgroup2")
-    assert spec == HostSpec("a", Engine.DOCKER26, userns_remap=True, cgroup2=True)
-    assert HostSpec.parse("b") == HostSpec("b", Engine.DOCKER28)
-    for text in ("a=docker99", "a=docker26,nonsense"):
-        with pytest.raises(LabError, match="engines are docker26, docker28, options are userns"):
-            HostSpec.parse(text)
