@@ -48,7 +48,7 @@ class Run:
         """Why it was not to be."""
         self.deciding = False
         """From just before the decision on; not any more where it could not be written."""
-        self.stopped = False
+        self.stopped = bool(entry.record.get("stopped"))
         """Somebody has ended the container on purpose meanwhile; then nobody else starts it again."""
         self.strategy = ""
         self.reason = ""

@@ -80,27 +80,36 @@ class Sources:
         self._peers = peers
         self._watching = watching
         self._moves: dict[str, _Move] = {}
-        self._claimed: dict[str, str] = {}
-        """Containers of which a checkpoint is being taken, and under which id."""
+        self._claimed: dict[str, Run] = {}
+        """Containers of which a checkpoint is being taken."""
 
-    def claim(self, container_id: str, name: str, migration: str) -> None:
+    async def claim(self, container: Container, run: Run) -> None:
         """Keep a container from being moved.
 
         Raises:
             Refused: it is part of something already.
 
         """
-        others = [move.run.id for move in self._of_container(container_id)]
-        others += [self._claimed[container_id]] if container_id in self._claimed else []
-        if others:
-            raise Refused(ErrorCode.BUSY, f"{name} is part of a move or checkpoint already, {others[0]}")
-        self._claimed[container_id] = migration
+        await self._check_free(container)
+        self._claimed[container.id] = run
 
     def unclaim(self, container_id: str) -> None:
         self._claimed.pop(container_id, None)
 
+    async def _check_free(self, container: Container) -> None:
+        unfinished = await self._host.journal.unfinished()  # as source or target, also one not taken up again yet
+        # whoever asks does not wait any more until it is in `_moves` or claimed: two commands may come at once
+        others = [entry.id for entry in unfinished if entry.record.get("container_id") == container.id]
+        others += [run.id for run in self._runs_of(container.id)]
+        if others:
+            raise Refused(
+                ErrorCode.BUSY,
+                f"{container.name} is part of a move or checkpoint already, {others[0]}",
+                hint="try again when that has ended; `transship migrations` shows what it waits for",
+            )
+
     def take_over(self, run: Run) -> None:
-        """Take back what a checkpoint could not take back itself, until it works."""
+        """Take back what a checkpoint could not take back itself, or has not seen through, until it works."""
         move = _Move(run, run.record.get("container_id", ""))
         self._moves[run.id] = move
         self._end(move)
@@ -115,6 +124,10 @@ class Sources:
     def _of_container(self, container_id: str) -> list[_Move]:
         return [move for move in self._moves.values() if move.container_id == container_id]
 
+    def _runs_of(self, container_id: str) -> list[Run]:
+        claimed = self._claimed.get(container_id)
+        return [move.run for move in self._of_container(container_id)] + ([claimed] if claimed is not None else [])
+
     async def start(self, request: Migrate, container: Container, begun: Begun, ended: Ended) -> Run:
         """Begin to move a container; `begun` is called before anything is done, `ended` with how it came out.
 
@@ -122,17 +135,7 @@ class Sources:
             Refused: it is part of a move already, or too many are under way.
 
         """
-        unfinished = await self._host.journal.unfinished()  # as source or target, also one not taken up again yet
-        # no wait from here on until it is in `_moves`: two commands may come at once
-        others = [entry.id for entry in unfinished if entry.record.get("container_id") == container.id]
-        others += [move.run.id for move in self._of_container(container.id)]
-        others += [self._claimed[container.id]] if container.id in self._claimed else []
-        if others:
-            raise Refused(
-                ErrorCode.BUSY,
-                f"{container.name} is part of a move already, {others[0]}",
-                hint="try again when that has ended; `transship migrations` shows what it waits for",
-            )
+        await self._check_free(container)
         if len(self._moves) >= self._host.settings.limits.migrations:
             raise Refused(
                 ErrorCode.BUSY,
@@ -263,10 +266,10 @@ class Sources:
 
     def container_signalled(self, container_id: str, sent: str) -> None:
         """Somebody has sent it a signal: if that was to end it, a move that is taken back must not start it again."""
-        for move in self._of_container(container_id):
-            create = move.run.record.get("offer", {}).get("create", {})
+        for run in self._runs_of(container_id):
+            create = run.record.get("offer", {}).get("create", {})
             if restarting.is_meant_to_end(sent, create.get("StopSignal", "")):
-                move.run.stopped = True
+                run.stopped = True
 
     async def knows(self, migration: str) -> bool:
         return migration in self._moves or await self._host.journal.get(migration, Role.SOURCE) is not None

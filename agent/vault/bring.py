@@ -51,7 +51,7 @@ class Receiver(Protocol):
 async def bring(
     reader: ArchiveReader, offer: Offer, volumes: dict[str, str], target: Receiver, notes: list[str]
 ) -> None:
-    """Make one running container of an archive whose manifest has been read; `volumes` names those in it anew."""
+    """Restore an archive whose manifest has been read, up to the proof of it; `volumes` names those in it anew."""
     answer = await target.offer(offer)
     notes += answer.notes
     async with Undo() as undo, beside(_alive(target, offer.migration)):
@@ -67,9 +67,14 @@ async def bring(
         manifest = await feed.images()
         await target.prepare(offer.migration, manifest)  # restored there, stopped, locked, proved
         undo.detach()
-    notes += (await _go(target, offer)).notes
+
+
+async def let_run(target: Receiver, offer: Offer) -> tuple[str, ...]:
+    """Let what was restored run, which is the end of the restore; the target's notes."""
+    running = await _go(target, offer)
     with contextlib.suppress(AgentError):  # it settles by itself; this only saves it a question
         await target.forget(offer.migration)
+    return running.notes
 
 
 async def _go(target: Receiver, offer: Offer) -> Running:

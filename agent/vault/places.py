@@ -49,7 +49,8 @@ class Place(Protocol):
     async def note(self, info: CheckpointInfo) -> None:
         """Write down what it is, beside it."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Let go of it; what was not kept is removed."""
 
 
 class InStore:
@@ -59,6 +60,7 @@ class InStore:
         key = store.key()
         self.sealed = key is not None
         self._store = store
+        self._checkpoint = checkpoint
         self._path = store.new_file(container, checkpoint, compression)
         self._part = self._path.with_name(f".{self._path.name}.part")
         self._fd = os.open(self._part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
@@ -86,7 +88,7 @@ class InStore:
             os.close(folder)
 
     async def drop(self) -> None:
-        self._part.unlink(missing_ok=True)
+        self._store.forget(self._checkpoint)
         self._path.unlink(missing_ok=True)
 
     async def note(self, info: CheckpointInfo) -> None:
@@ -94,6 +96,7 @@ class InStore:
 
     def close(self) -> None:
         os.close(self._fd)
+        self._part.unlink(missing_ok=True)
 
 
 class InPipe:

@@ -111,7 +111,6 @@ class InRegistry:
             raise TransferFailed(
                 f"{self._ref} could not be pushed: {error.message}", hint=error.hint or HINT, detail=error.detail
             ) from error
-        await self.drop()
 
     def _lay_out(self) -> None:
         with self._part.open("rb") as file:
@@ -149,6 +148,7 @@ class InRegistry:
 
     def close(self) -> None:
         os.close(self._fd)
+        shutil.rmtree(self._folder, ignore_errors=True)
 
 
 HINT = "`skopeo login` as root, if it wants to know who asks; checkpoints.insecure_registries names those without TLS"

@@ -62,6 +62,10 @@ class Store:
         part.chmod(0o600)
         part.rename(path)
 
+    def forget(self, checkpoint: str) -> None:
+        """Make sure that there is no note of it: it is not listed then."""
+        (self._folder / f".{checkpoint}.json").unlink(missing_ok=True)
+
     def path_of(self, checkpoint: str) -> Path:
         """Where the archive is.
 
@@ -120,7 +124,7 @@ class Store:
         return info
 
     def _remove(self, info: CheckpointInfo) -> None:
-        (self._folder / f".{info.id}.json").unlink(missing_ok=True)  # first: half removed it is not listed
+        self.forget(info.id)  # first: half removed it is not listed
         Path(info.place).unlink(missing_ok=True)
 
     def sweep(self) -> None:

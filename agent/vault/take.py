@@ -2,7 +2,7 @@
 
 The container stands still from the freeze until its files are read; its memory is in CRIU's images by then, and is
 written out after that. Whatever fails, the container runs on. It is ended, where that was asked for, only when the
-archive is complete and on the disk.
+archive is complete and on the disk; that is the one decision here, and from it on nothing is taken back.
 
 To the journal it is a move to this host itself that is taken back: so a restarted agent takes it back, too.
 """
@@ -15,7 +15,7 @@ import stat
 import struct
 import termios
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,8 @@ from typing import Any
 from agent import __version__
 from agent.archive import layout
 from agent.archive.writer import ArchiveWriter
+from agent.base.errors import StepFailed
+from agent.base.tasks import to_the_end, until_it_works
 from agent.base.undo import Undo
 from agent.checkpoint import criu, freezer
 from agent.migration import leaving, restarting, source
@@ -37,6 +39,7 @@ from agent.prework.stream import packed
 from agent.vault.dump import Dump
 from agent.vault.places import Place
 from protocol.base import utc_now
+from protocol.checkpoint import CheckpointInfo
 from protocol.status import Phase
 
 FILE_CHUNK = 1 << 20
@@ -55,7 +58,11 @@ class Wanted:
     with_image: bool
 
 
-async def take(run: Run, subject: Subject, host: Host, place: Place, wanted: Wanted) -> layout.Taken:
+Keep = Callable[[layout.Taken], Awaitable[CheckpointInfo]]
+"""Returns when the archive is where it outlives this host's crash, and is listed."""
+
+
+async def take(run: Run, subject: Subject, host: Host, place: Place, wanted: Wanted, keep: Keep) -> CheckpointInfo:
     """Write one running container into an archive, and leave it exactly as it was; or end it, when that is safe."""
     writer = ArchiveWriter(place.put)
     logs = container_log.places(subject.data_root, subject.id)
@@ -88,22 +95,38 @@ async def take(run: Run, subject: Subject, host: Host, place: Place, wanted: Wan
         taken = layout.Taken(tasks=len(tasks), frozen_ms=round(frozen_ms, 3), dump_ms=round(run.figures["dump_ms"], 3))
         await writer.json(layout.TAKEN, taken)
         await writer.close()
-        await place.keep()  # complete, and on the disk
+        info = await keep(taken)
+        if not wanted.leave_running:
+            run.deciding = True  # from here on no cancel is taken
+            await to_the_end(end(run, subject, undo))
         undo.detach()
     if not wanted.leave_running:
-        await end(run, subject, host)
+        seen = f"{run.id}: seeing that {subject.name} has ended"
+        await until_it_works(seen, lambda: see_it_end(subject, host), host.settings.deadlines.ask_again)
     await dump.release()
-    return taken
+    return info
 
 
-async def end(run: Run, subject: Subject, host: Host) -> None:
+async def end(run: Run, subject: Subject, undo: Undo) -> None:
     """The frozen copy dies while it is still locked; the container stays, as one that was stopped."""
-    # after a crash in between nobody may start it anew: it is in the archive
-    await run.note_down(restart_policy={"Name": "no"})
+    await run.note_down(stopped=True)  # nobody starts it anew, after a crash either: it is in the archive
+    run.stopped = True
+    undo.detach()
     await quiet.drop(subject.pid)
     await freezer.kill_frozen(subject.cgroup)
+
+
+async def see_it_end(subject: Subject, host: Host) -> None:
+    """Give it its restart policy back when dockerd knows that it has ended; before that it would be started anew.
+
+    Raises:
+        StepFailed: dockerd does not say so.
+
+    """
     limit = time.monotonic() + END_SECONDS
-    while (found := await host.docker.find(subject.id)) is not None and found.running and time.monotonic() < limit:
+    while (found := await host.docker.find(subject.id)) is not None and found.running:
+        if time.monotonic() > limit:
+            raise StepFailed(f"dockerd says after {END_SECONDS:g} s still that {subject.name} runs")
         await asyncio.sleep(LOOK_SECONDS)
     await restarting.set_back(host.docker, subject.id, subject.restart_policy)
 

@@ -1,6 +1,7 @@
 """The checkpoints and restores that are under way on this host: one task each, none twice at once, each answered."""
 
 import asyncio
+import contextlib
 import logging
 import secrets
 import shutil
@@ -31,7 +32,7 @@ from protocol.base import new_command_id, new_migration_id, utc_now
 from protocol.checkpoint import CheckpointInfo
 from protocol.commands import Checkpoint, Migrate, Restore, TcpPolicy
 from protocol.errors import ErrorCode
-from protocol.peer import DecisionKind
+from protocol.peer import DecisionKind, Offer
 from protocol.status import Phase
 
 log = logging.getLogger("agent.vault")
@@ -53,6 +54,17 @@ Ended = Callable[[str, Outcome], Awaitable[None]]
 Begun = Callable[[str], Awaitable[None]]
 
 
+@dataclass(slots=True)
+class _Work:
+    """A checkpoint or a restore under way."""
+
+    task: asyncio.Task[None]
+    decided: Callable[[], bool]
+    """Whether it is too late to cancel it."""
+    cancelled: bool = False
+    """On request: not because the agent is being stopped."""
+
+
 class Vault:
     """See the module."""
 
@@ -62,9 +74,10 @@ class Vault:
         self._sources = sources
         self._targets = targets
         self._peers = peers
-        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._work: dict[str, _Work] = {}
         self._restoring: set[str] = set()
-        self._wanted_off: set[str] = set()
+        self._going: set[str] = set()
+        """Restores that are told to run: no cancel is taken any more."""
 
     # --- checkpoints ---
 
@@ -76,34 +89,27 @@ class Vault:
 
         """
         migration, checkpoint = new_migration_id(), secrets.token_hex(6)
-        self._sources.claim(container.id, container.name, migration)
-        place: Place | None = None
-        try:
-            unfinished = await self._host.journal.unfinished()
-            others = [entry.id for entry in unfinished if entry.record.get("container_id") == container.id]
-            if others:
-                raise Refused(ErrorCode.BUSY, f"{container.name} is part of a move already, {others[0]}")
+        record = {"container_id": container.id, "request": command.model_dump(mode="json")}
+        run = Run(self._host.journal, Run.entry(migration, Role.SOURCE, container.name, self._host.name, record))
+        await self._sources.claim(container, run)
+        with contextlib.ExitStack() as held:
+            held.callback(self._sources.unclaim, container.id)
             place = self._place(command, container, checkpoint)
-            record = {"container_id": container.id, "request": command.model_dump(mode="json")}
-            entry = Run.entry(migration, Role.SOURCE, container.name, self._host.name, record)
-            run = Run(self._host.journal, entry)
-            await run.record_beginning()
-        except BaseException:
-            self._sources.unclaim(container.id)
-            if place is not None:
-                await place.drop()
-                place.close()
-            raise
+            held.callback(place.close)
+            try:
+                await run.record_beginning()
+                await begun(migration)
+            except BaseException:
+                self._sources.take_over(run)  # nothing was touched; the journal has to say so
+                raise
+            until_ended = held.pop_all()
 
         async def work() -> Outcome:
-            try:
+            with until_ended:
                 info = await self._take(run, command, container, place, checkpoint)
                 return Outcome(info, info.notes)
-            finally:
-                self._sources.unclaim(container.id)
-                place.close()
 
-        await self._start(migration, work(), begun, ended)
+        self._start(migration, work(), ended, lambda: run.deciding)
         return migration
 
     async def scheduled(self, container_id: str) -> None:
@@ -160,26 +166,31 @@ class Vault:
             self._check_room(command, subject)
             await run.note_down(**subject.to_record())
             wanted = take.Wanted(checkpoint, command.leave_running, command.with_image)
-            taken = await take.take(run, subject, self._host, place, wanted)
+
+            async def keep(taken: layout.Taken) -> CheckpointInfo:
+                await place.keep()
+                info = CheckpointInfo(
+                    id=checkpoint,
+                    container=container.name,
+                    host=self._host.name,
+                    at=utc_now(),
+                    place=place.shown,
+                    bytes=place.size,
+                    tasks=taken.tasks,
+                    frozen_ms=taken.frozen_ms,
+                    image=subject.offer.image.name,
+                    left_running=command.leave_running,
+                    encrypted=place.sealed,
+                    notes=tuple(dict.fromkeys((*subject.notes, *run.notes))),
+                )
+                await place.note(info)
+                return info
+
+            info = await take.take(run, subject, self._host, place, wanted, keep)
         except BaseException as failure:
             await self._taken_back(run, failure)
             raise
         await until_it_works(run.id, lambda: run.enter(Phase.ROLLED_BACK), self._host.settings.deadlines.ask_again)
-        info = CheckpointInfo(
-            id=checkpoint,
-            container=container.name,
-            host=self._host.name,
-            at=utc_now(),
-            place=place.shown,
-            bytes=place.size,
-            tasks=taken.tasks,
-            frozen_ms=taken.frozen_ms,
-            image=subject.offer.image.name,
-            left_running=command.leave_running,
-            encrypted=place.sealed,
-            notes=tuple(dict.fromkeys((*subject.notes, *run.notes))),
-        )
-        await place.note(info)
         for removed in self.store.retain():
             log.info("checkpoint %s of %s was removed by the retention", removed.id, removed.container)
         return info
@@ -195,10 +206,10 @@ class Vault:
             )
 
     async def _taken_back(self, run: Run, failure: BaseException) -> None:
-        """The undo has run by now; where it could not, recovery tries it until it works."""
-        if run.undo_failed:
+        """The undo has run by now; where it could not, or all was decided, recovery sees to it until it works."""
+        if run.undo_failed or run.deciding:
             self._sources.take_over(run)
-            if isinstance(failure, AgentError):
+            if run.undo_failed and isinstance(failure, AgentError):
                 raise Stranded(
                     f"{failure.message}; and not all could be taken back: {'; '.join(run.undo_failed)}",
                     hint="it is tried again until it works; the container may be frozen till then",
@@ -220,6 +231,11 @@ class Vault:
         """
         migration = new_migration_id()
         source = self._source(command, migration)
+        try:
+            await begun(migration)
+        except BaseException:
+            source.close()
+            raise
 
         async def work() -> Outcome:
             self._restoring.add(migration)
@@ -227,9 +243,10 @@ class Vault:
                 return Outcome(notes=tuple(await self._bring(migration, command, source)))
             finally:
                 self._restoring.discard(migration)
+                self._going.discard(migration)
                 source.close()
 
-        await self._start(migration, work(), begun, ended)
+        self._start(migration, work(), ended, lambda: migration in self._going)
         return migration
 
     def _source(self, command: Restore, migration: str) -> Source:
@@ -256,11 +273,18 @@ class Vault:
             changes["tcp"] = TcpPolicy.CLOSE
         offer = offer.model_copy(update=changes)
         if target == self._host.name:
-            await bring.bring(reader, offer, volumes, Here(self._targets, target), notes)
+            await self._bring_to(Here(self._targets, target), reader, offer, volumes, notes)
         else:
             async with self._peers(target) as peer:
-                await bring.bring(reader, offer, volumes, peer, notes)
+                await self._bring_to(peer, reader, offer, volumes, notes)
         return notes
+
+    async def _bring_to(
+        self, target: bring.Receiver, reader: ArchiveReader, offer: Offer, volumes: dict[str, str], notes: list[str]
+    ) -> None:
+        await bring.bring(reader, offer, volumes, target, notes)
+        self._going.add(offer.migration)
+        notes += await bring.let_run(target, offer)
 
     async def decision(self, peer: str, migration: str) -> DecisionKind:
         """The answer to a target that asks: not before its restore has ended, and then as for any move."""
@@ -270,41 +294,46 @@ class Vault:
 
     # --- both ---
 
-    async def _start(self, migration: str, work: Coroutine[Any, Any, Outcome], begun: Begun, ended: Ended) -> None:
+    def _start(
+        self, migration: str, work: Coroutine[Any, Any, Outcome], ended: Ended, decided: Callable[[], bool]
+    ) -> None:
         async def run() -> None:
             try:
                 outcome = await work
             except asyncio.CancelledError:
-                if migration not in self._wanted_off:
+                if not self._work[migration].cancelled:
                     raise
                 outcome = Outcome(error=Cancelled("cancelled on request"))
             except Exception as failure:
                 outcome = Outcome(error=foreseen(failure))
             finally:
-                self._tasks.pop(migration, None)
-                self._wanted_off.discard(migration)
+                self._work.pop(migration, None)
             await ended(migration, outcome)
 
-        try:
-            await begun(migration)
-        except BaseException:
-            work.close()
-            raise
-        self._tasks[migration] = asyncio.create_task(run(), name=f"vault {migration}")
+        task = asyncio.create_task(run(), name=f"vault {migration}")
+        self._work[migration] = _Work(task, decided)
 
     def cancel(self, migration: str) -> bool:
-        """Take one back that is under way; False where there is none such."""
-        task = self._tasks.get(migration)
-        if task is None:
+        """Take one back that is under way; False where there is none such.
+
+        Raises:
+            Refused: it is decided.
+
+        """
+        work = self._work.get(migration)
+        if work is None:
             return False
-        self._wanted_off.add(migration)
-        task.cancel()
+        if work.decided():
+            raise Refused(ErrorCode.TOO_LATE, f"{migration} is decided: it is seen through")
+        work.cancelled = True
+        work.task.cancel()
         return True
 
     async def close(self) -> None:
-        for task in list(self._tasks.values()):
+        tasks = [work.task for work in self._work.values()]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _without_binds(subject: Subject) -> Subject:
