@@ -18,7 +18,7 @@ from agent.migration.host import Host
 from agent.migration.run import Run
 from agent.migration.subject import Subject
 from agent.prework.layers import filtered, read_image_index
-from agent.strategy.cold import DUMPS
+from agent.strategy.dump import DUMPS
 from protocol.commands import SourcePolicy
 from protocol.peer import Answer
 from protocol.status import Phase

@@ -49,13 +49,17 @@ class Subject:
     notes: tuple[str, ...] = ()
     """What will not be exactly as before, each a sentence."""
 
+    @property
+    def options(self) -> CriuOptions:
+        return CriuOptions(self.offer.tcp, ghost_limit=GHOST_LIMIT + self.memory_bytes, watched=self.watched)
+
     def memory(self, run: Run, host: Host, peer: PeerClient) -> Memory:
         """What a strategy needs of it all."""
         return Memory(
             migration=run.id,
             container_id=self.id,
             resident_bytes=self.memory_bytes,
-            options=CriuOptions(self.offer.tcp, ghost_limit=GHOST_LIMIT + self.memory_bytes, watched=self.watched),
+            options=self.options,
             dump_seconds=host.settings.deadlines.dump,
             shell=host.shell,
             peer=peer,

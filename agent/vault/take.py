@@ -36,7 +36,7 @@ from agent.network import quiet
 from agent.prework import container_log, init, printed
 from agent.prework.container_log import Mark
 from agent.prework.stream import packed
-from agent.vault.dump import Dump
+from agent.strategy.dump import Dump
 from agent.vault.places import Place
 from protocol.base import utc_now
 from protocol.checkpoint import CheckpointInfo
@@ -66,7 +66,7 @@ async def take(run: Run, subject: Subject, host: Host, place: Place, wanted: Wan
     """Write one running container into an archive, and leave it exactly as it was; or end it, when that is safe."""
     writer = ArchiveWriter(place.put)
     logs = container_log.places(subject.data_root, subject.id)
-    dump = Dump(host, run, subject)
+    dump = Dump(host.shell, run.id)
     async with Undo(failed=run.undo_failed) as undo:
         undo.first("remove what there is of the archive", place.drop)
         if not wanted.leave_running:
@@ -76,14 +76,14 @@ async def take(run: Run, subject: Subject, host: Host, place: Place, wanted: Wan
         mark = container_log.mark(logs)
         await write_head(writer, subject, host, wanted, mark)
         undo.first("remove the images", dump.release)
-        await dump.make_ready()
+        await dump.make_ready(subject.id, subject.memory_bytes, subject.options)
         await run.enter(Phase.COPYING)
         await alone(subject.pid, subject.cgroup)
 
         undo.first("thaw and unlock the container", source.release, host, subject)
         tasks = await source.hold(run, subject, host)
         await run.enter(Phase.FROZEN)
-        await dump.take()
+        dump_ms = await dump.take(subject.id, host.settings.deadlines.dump, host.name)
         sizes = await lengths(subject)  # not beside the dump: CRIU gives names to files that had lost theirs
         await write_trees(writer, subject, sizes)
         await writer.small(layout.PRINTED, await last_words(subject, logs, mark))
@@ -92,7 +92,7 @@ async def take(run: Run, subject: Subject, host: Host, place: Place, wanted: Wan
         frozen_ms = (time.monotonic() - run.figures["frozen_at"]) * 1000
 
         await write_images(writer, dump)
-        taken = layout.Taken(tasks=len(tasks), frozen_ms=round(frozen_ms, 3), dump_ms=round(run.figures["dump_ms"], 3))
+        taken = layout.Taken(tasks=len(tasks), frozen_ms=round(frozen_ms, 3), dump_ms=round(dump_ms, 3))
         await writer.json(layout.TAKEN, taken)
         await writer.close()
         info = await keep(taken)

@@ -49,7 +49,7 @@ class TakingBack:
     # --- undo.Undo._run: each step is tried once; one that fails does not stop the others ---
 
     def _undo_dump(self, s: Source, between: Between) -> Steps:
-        """cold.Cold._dump: its `finally` waits for the end of CRIU before the error goes on"""
+        """Dump.take: the shell waits for the end of CRIU before the error goes on"""
         if s.dump is Dump.NONE:
             yield Step(Kind.STEP, "has waited for CRIU", s._replace(at=At.UNLOCK), between)
 

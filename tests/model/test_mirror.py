@@ -19,7 +19,7 @@ from agent.migration.sources import Sources
 from agent.migration.target import Target
 from agent.migration.targets import Targets
 from agent.network import quiet
-from agent.strategy.cold import Cold
+from agent.strategy.dump import Dump
 
 ORDER: list[tuple[Callable[..., Any], str]] = [
     (
@@ -47,7 +47,7 @@ ORDER: list[tuple[Callable[..., Any], str]] = [
     (Run.enter, "move _put"),
     (Run.decide, "enter(Phase.COMMITTED) until_it_works _put"),
     (Run._put, "put to_the_end"),
-    (Cold._dump, "run"),
+    (Dump.take, "run"),
     (leaving.end_copy, "kill_frozen remove"),
     (leaving.tell_forget, "forget"),
     (leaving.wait_for_left_behind_dump, "criu_in criu_in"),
