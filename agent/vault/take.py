@@ -24,7 +24,7 @@ from agent import __version__
 from agent.archive import layout
 from agent.archive.writer import ArchiveWriter
 from agent.base.errors import StepFailed
-from agent.base.tasks import to_the_end, until_it_works
+from agent.base.tasks import both, to_the_end, until_it_works
 from agent.base.undo import Undo
 from agent.checkpoint import criu, freezer
 from agent.migration import leaving, restarting, source
@@ -83,10 +83,11 @@ async def take(run: Run, subject: Subject, host: Host, place: Place, wanted: Wan
         undo.first("thaw and unlock the container", source.release, host, subject)
         tasks = await source.hold(run, subject, host)
         await run.enter(Phase.FROZEN)
-        dump_ms = await dump.take(subject.id, host.settings.deadlines.dump, host.name)
+        dumping = dump.take(subject.id, host.settings.deadlines.dump, host.name)
+        dump_ms, _ = await both(dumping, settled(subject, logs, mark))
         sizes = await lengths(subject)  # not beside the dump: CRIU gives names to files that had lost theirs
         await write_trees(writer, subject, sizes)
-        await writer.small(layout.PRINTED, await last_words(subject, logs, mark))
+        await writer.small(layout.PRINTED, await last_words(logs, mark))
         if wanted.leave_running:
             await source.release(host, subject)
         frozen_ms = (time.monotonic() - run.figures["frozen_at"]) * 1000
@@ -231,7 +232,7 @@ def deleted(upper: str) -> list[Any]:
     return sorted(found)
 
 
-async def last_words(subject: Subject, logs: dict[str, Path], mark: Mark | None) -> bytes:
+async def last_words(logs: dict[str, Path], mark: Mark | None) -> bytes:
     """What was printed since the log files were read, as frames.
 
     Without the marker of a move: it would stay in the log of a container that goes on. So a line of which only a half
@@ -239,19 +240,21 @@ async def last_words(subject: Subject, logs: dict[str, Path], mark: Mark | None)
     """
     if mark is None:
         return b""
-    await settled(subject.pid, logs[mark.name])
     entries = await printed.all_of(logs, mark, frozenset())
     mark.close()
     return b"".join(container_log.frames(entries))
 
 
-async def settled(pid: int, current: Path) -> None:
+async def settled(subject: Subject, logs: dict[str, Path], mark: Mark | None) -> None:
     """Wait for dockerd to have written what a frozen container has printed, as far as that can be seen."""
+    if mark is None:
+        return
+    current = logs[mark.name]
     end = time.monotonic() + printed.DRAIN_SECONDS
     before, since = -1, time.monotonic()
     while time.monotonic() < end:
         now = current.stat().st_size if current.exists() else 0
-        if now != before or any(waiting(Path(f"/proc/{pid}/fd/{stream}")) for stream in (1, 2)):
+        if now != before or any(waiting(Path(f"/proc/{subject.pid}/fd/{stream}")) for stream in (1, 2)):
             before, since = now, time.monotonic()
         elif time.monotonic() - since > SETTLED_SECONDS:
             return
