@@ -5,13 +5,15 @@ them first, and pasted into a shell they do the same. What the restore has to kn
 images: Docker forgets it when the container has ended.
 """
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import TypeAdapter, ValidationError
+
 from agent.base.errors import Refused
 from protocol.errors import ErrorCode
+from protocol.reading import explain
 
 FOLDER = Path("/var/lib/transship/external")
 RECORD = "external.json"
@@ -59,6 +61,9 @@ class Tree:
     @property
     def folder(self) -> Path:
         return FOLDER / self.id[:12]
+
+
+TREE = TypeAdapter(Tree)
 
 
 def mounts_of(mountinfo: str, sources: Mapping[str, str]) -> tuple[tuple[str, ...], dict[str, str]]:
@@ -178,26 +183,7 @@ def _attach(network: Address, name: str, inner: str, outer: str) -> Iterator[Ste
 
 def to_record(tree: Tree) -> str:
     """The tree as JSON, one line a field, for a person too."""
-    content = {
-        "container": tree.container,
-        "id": tree.id,
-        "pid": tree.pid,
-        "root": list(tree.root),
-        "externals": dict(tree.externals),
-        "pipes": {str(stream): pipe for stream, pipe in tree.pipes.items()},
-        "networks": [
-            {
-                "bridge": each.bridge,
-                "addresses": list(each.addresses),
-                "mac": each.mac,
-                "gateways": list(each.gateways),
-            }
-            for each in tree.networks
-        ],
-        "netns": tree.netns,
-        "restart": tree.restart,
-    }
-    return json.dumps(content, indent=1)
+    return TREE.dump_json(tree, indent=1).decode()
 
 
 def from_record(text: str) -> Tree:
@@ -208,25 +194,6 @@ def from_record(text: str) -> Tree:
 
     """
     try:
-        found = json.loads(text)
-        return Tree(
-            container=found["container"],
-            id=found["id"],
-            pid=found["pid"],
-            root=tuple(found["root"]),
-            externals=found["externals"],
-            pipes={int(stream): pipe for stream, pipe in found["pipes"].items()},
-            networks=tuple(
-                Address(each["bridge"], tuple(each["addresses"]), each["mac"], tuple(each["gateways"]))
-                for each in found["networks"]
-            ),
-            netns=found["netns"],
-            restart=found["restart"],
-        )
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise Refused(ErrorCode.BAD_COMMAND, f"{RECORD} is not understood: {error!r}") from None
-
-
-def words(steps: Sequence[Step]) -> list[str]:
-    """All words of all commands; for tests and searches."""
-    return [word for step in steps for word in step.argv]
+        return TREE.validate_json(text)
+    except ValidationError as error:
+        raise Refused(ErrorCode.BAD_COMMAND, f"{RECORD} is not understood: {'; '.join(explain(error))}") from None

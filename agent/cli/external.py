@@ -8,7 +8,7 @@ import asyncio
 import os
 import shutil
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 from agent.base import config
@@ -177,20 +177,19 @@ def _pipes(proc: Path) -> dict[int, str]:
 
 
 async def _networks(docker: Docker, container: Container) -> tuple[Address, ...]:
-    attached: Sequence[tuple[str, str]] = [(each.network, each.network_id) for each in container.networks]
     found = []
-    for end, (name, network_id) in zip(container.networks, attached, strict=True):
-        network = await docker.network(network_id or name)
+    for end in container.networks:
+        network = await docker.network(end.network_id or end.network)
         if network is None or network.driver in ("host", "null"):
             continue
         if network.driver != "bridge":
             raise Refused(
                 ErrorCode.NOT_MIGRATABLE,
-                f"it is on {name}, a {network.driver} network",
+                f"it is on {end.network}, a {network.driver} network",
                 hint="only bridges can be set up by hand; `transship checkpoint` takes it",
             )
-        settings = container.raw["NetworkSettings"]["Networks"][name]
+        settings = container.raw["NetworkSettings"]["Networks"][end.network]
         gateways = tuple(filter(None, (settings.get("Gateway"), settings.get("IPv6Gateway"))))
-        bridge = "docker0" if name == "bridge" else f"br-{network_id[:12]}"
+        bridge = "docker0" if end.network == "bridge" else f"br-{network.id[:12]}"
         found.append(Address(bridge, end.addresses, end.mac, gateways))
     return tuple(found)

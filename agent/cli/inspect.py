@@ -10,16 +10,9 @@ from agent.archive.layout import Manifest, Taken
 from agent.archive.reader import ArchiveReader
 from agent.base.errors import AgentError, Refused
 from agent.cli.output import FAILED, OK, Out, duration, size
-from protocol.errors import Consequence, ErrorCode
+from protocol.errors import ErrorCode
 
 LARGEST = 12
-
-
-class Unsound(AgentError):
-    """The archive is not what was written."""
-
-    code = ErrorCode.CORRUPT_PART
-    consequence = Consequence.UNTOUCHED
 
 
 @dataclass(slots=True)

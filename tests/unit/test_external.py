@@ -62,8 +62,8 @@ def test_a_record_that_is_none_is_refused(text: str) -> None:
 
 
 def test_the_restart_policy_is_taken_away_only_from_one_that_ends() -> None:
-    ends = external.words(list(external.dump_steps(tree(), leave_running=False)))
-    goes_on = external.words(list(external.dump_steps(tree(), leave_running=True)))
+    ends = [word for step in external.dump_steps(tree(), leave_running=False) for word in step.argv]
+    goes_on = [word for step in external.dump_steps(tree(), leave_running=True) for word in step.argv]
     assert "--restart=no" in ends
     assert "--restart=no" not in goes_on
     assert "--leave-running" in goes_on
