@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from agent.base.errors import Refused, RestoreFailed
+from agent.base.tasks import within
 from agent.checkpoint import native
 from agent.checkpoint.external import Step
 from agent.cli.external import Runner, docker_here, found_here
@@ -13,6 +14,8 @@ from agent.doors import docker_checkpoints
 from agent.doors.docker import Docker
 from agent.doors.docker_model import Container
 from protocol.errors import ErrorCode
+
+END_SECONDS = 60.0
 
 Work = Callable[[Docker, Container], Awaitable[None]]
 
@@ -38,6 +41,9 @@ def create(out: Out, container: str, name: str, *, leave_running: bool) -> int:
             await docker.set_restart_policy(found.id, {"Name": "no"})
         try:
             await docker_checkpoints.create(docker, found.id, name, leave_running=leave_running)
+            if not leave_running:
+                async with within(END_SECONDS, "the container's end"):  # before its policy is back: else it is started
+                    await docker.wait_exit(found.id)
         finally:
             if not leave_running:
                 await docker.set_restart_policy(found.id, dict(found.restart_policy))
@@ -71,7 +77,14 @@ def start(out: Out, container: str, name: str) -> int:
     async def work(docker: Docker, found: Container) -> None:
         if found.running:
             raise Refused(ErrorCode.BUSY, f"{container} runs: dockerd would say yes, and restore nothing")
-        image = (await _folder(docker, found) / name / native.MM).read_bytes()
+        try:
+            image = (await _folder(docker, found) / name / native.MM).read_bytes()
+        except OSError as error:
+            raise Refused(
+                ErrorCode.NO_SUCH_CHECKPOINT,
+                f"{container} has no checkpoint {name}: {error.strerror}",
+                hint=f"`transship native ls {container}` lists them",
+            ) from None
         await docker_checkpoints.start(docker, found.id, name)
         now = await docker.inspect(found.id)
         if not now.running:
