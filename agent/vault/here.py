@@ -1,6 +1,7 @@
 """This host as a target, without a link in between."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 
 from agent.doors.peer_server import Stream
 from agent.migration.targets import Targets
@@ -18,35 +19,25 @@ class Here:
         return await self._targets.offer(self.name, offer)
 
     async def send_layers(self, migration: str, chunks: AsyncIterator[bytes]) -> SentPart:
-        stream = Stream(chunks)
-        await self._targets.layers(self.name, migration, stream)
-        return stream.part("layers")
+        return await _read("layers", chunks, partial(self._targets.layers, self.name, migration))
 
     async def create(self, migration: str) -> Created:
         return await self._targets.create(self.name, migration)
 
     async def send_log(self, migration: str, chunks: AsyncIterator[bytes]) -> SentPart:
-        stream = Stream(chunks)
-        await self._targets.log(self.name, migration, stream)
-        return stream.part("log")
+        return await _read("log", chunks, partial(self._targets.log, self.name, migration))
 
     async def stage(self, migration: str) -> Staged:
         return await self._targets.stage(self.name, migration)
 
     async def send_files(self, migration: str, name: str, chunks: AsyncIterator[bytes]) -> SentPart:
-        stream = Stream(chunks)
-        await self._targets.files(self.name, migration, name, stream)
-        return stream.part(name)
+        return await _read(name, chunks, partial(self._targets.files, self.name, migration, name))
 
     async def send_printed(self, migration: str, chunks: AsyncIterator[bytes]) -> SentPart:
-        stream = Stream(chunks)
-        await self._targets.printed(self.name, migration, stream)
-        return stream.part("printed")
+        return await _read("printed", chunks, partial(self._targets.printed, self.name, migration))
 
     async def send_images(self, migration: str, chunks: AsyncIterator[bytes]) -> SentPart:
-        stream = Stream(chunks)
-        await self._targets.images(self.name, migration, stream)
-        return stream.part("images")
+        return await _read("images", chunks, partial(self._targets.images, self.name, migration))
 
     async def prepare(self, migration: str, manifest: Manifest) -> Prepared:
         return await self._targets.prepare(self.name, migration, manifest)
@@ -62,3 +53,10 @@ class Here:
 
     async def discard(self, migration: str) -> None:
         await self._targets.discard(self.name, migration)
+
+
+async def _read(name: str, chunks: AsyncIterator[bytes], reader: Callable[[Stream], Awaitable[None]]) -> SentPart:
+    """What a request's body would be, given to whoever reads it."""
+    stream = Stream(chunks)
+    await reader(stream)
+    return stream.part(name)

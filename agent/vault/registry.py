@@ -53,6 +53,11 @@ def tls(ref: str, insecure: tuple[str, ...], side: str) -> tuple[str, ...]:
     return (f"--{side}-tls-verify=false",) if ref.partition("/")[0] in insecure else ()
 
 
+async def copy(shell: Shell, *words: str) -> None:
+    """`skopeo copy`, without a change to the image."""
+    await shell.run("skopeo", "copy", "--quiet", "--preserve-digests", *words, label="skopeo", timeout=SECONDS)
+
+
 class InRegistry:
     """A layout that is filled, and pushed when it is complete."""
 
@@ -101,12 +106,7 @@ class InRegistry:
         await asyncio.to_thread(self._lay_out)
         options = tls(self._ref, self._insecure, "dest")
         try:
-            await self._shell.run(
-                *("skopeo", "copy", "--quiet", "--preserve-digests", *options),
-                *(f"oci:{self._folder}", f"docker://{self._ref}"),
-                label="skopeo",
-                timeout=SECONDS,
-            )
+            await copy(self._shell, *options, f"oci:{self._folder}", f"docker://{self._ref}")
         except CommandFailed as error:
             raise TransferFailed(
                 f"{self._ref} could not be pushed: {error.message}", hint=error.hint or HINT, detail=error.detail
@@ -168,12 +168,7 @@ class FromRegistry:
         self._folder.mkdir(parents=True, mode=0o700)
         options = tls(self._ref, self._insecure, "src")
         try:
-            await self._shell.run(
-                *("skopeo", "copy", "--quiet", "--preserve-digests", *options),
-                *(f"docker://{self._ref}", f"oci:{self._folder}"),
-                label="skopeo",
-                timeout=SECONDS,
-            )
+            await copy(self._shell, *options, f"docker://{self._ref}", f"oci:{self._folder}")
         except CommandFailed as error:
             raise Refused(
                 ErrorCode.NO_SUCH_CHECKPOINT,
