@@ -9,10 +9,10 @@ import os
 import secrets
 import shutil
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
@@ -227,27 +227,37 @@ def _keep_key(place: Path, key_file: Path) -> None:
 async def _taken(controller: Controller, host: str, command: Command, pipe: Path, to: str) -> Reply:
     """Take the archive out of the pipe, until the agent says how it has ended."""
     data = os.open(pipe / DATA, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    os.set_blocking(data, False)
-    taking: asyncio.Task[None] | None = None
     file = _File(to)
     try:
-        async for reply in controller.command(host, command):
-            if reply.kind is ReplyKind.ACCEPTED and taking is None:
-                taking = asyncio.create_task(_take(data, pipe / ACK, file), name="take the archive")
-            if reply.kind is ReplyKind.FAILED and taking is not None and taking.done():
-                taking.result()  # what went wrong here is what there is to tell
-            if reply.kind is not ReplyKind.ACCEPTED:
-                return _good(reply)
-        raise StepFailed(f"{host} has not said how it ended")
+        return await _moving(controller, host, command, data, lambda: _take(data, pipe / ACK, file))
     except BaseException:
         file.forget()
         raise
+
+
+async def _moving(
+    controller: Controller, host: str, command: Command, data: int, move: Callable[[], Coroutine[Any, Any, None]]
+) -> Reply:
+    """Have the bytes moved, from when the agent has accepted the command until it says how that has ended.
+
+    `move` closes its end of the pipe, `data`, when it can't go on: so the agent notices.
+    """
+    moving: asyncio.Task[None] | None = None
+    try:
+        async for reply in controller.command(host, command):
+            if reply.kind is ReplyKind.ACCEPTED and moving is None:
+                moving = asyncio.create_task(move(), name="move the archive")
+            if reply.kind is ReplyKind.FAILED and moving is not None and moving.done():
+                moving.result()  # what went wrong here is what there is to tell
+            if reply.kind is not ReplyKind.ACCEPTED:
+                return _good(reply)
+        raise StepFailed(f"{host} has not said how it ended")
     finally:
-        if taking is None:
+        if moving is None:
             os.close(data)
         else:
-            taking.cancel()
-            await asyncio.gather(taking, return_exceptions=True)
+            moving.cancel()
+            await asyncio.gather(moving, return_exceptions=True)
 
 
 class _File:
@@ -334,20 +344,9 @@ async def _given(controller: Controller, host: str, command: Command, pipe: Path
     except OSError as error:
         raise Refused(ErrorCode.BAD_COMMAND, f"{archive} can't be read: {error.strerror}") from None
     data = os.open(pipe / DATA, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)  # read-write: the agent comes later
-    giving: asyncio.Task[None] | None = None
     try:
-        async for reply in controller.command(host, command):
-            if reply.kind is ReplyKind.ACCEPTED and giving is None:
-                giving = asyncio.create_task(_give(source, data), name="give the archive")
-            if reply.kind is not ReplyKind.ACCEPTED:
-                return _good(reply)
-        raise StepFailed(f"{host} has not said how it ended")
+        return await _moving(controller, host, command, data, lambda: _give(source, data))
     finally:
-        if giving is None:
-            os.close(data)
-        else:
-            giving.cancel()
-            await asyncio.gather(giving, return_exceptions=True)
         os.close(source)
 
 
@@ -363,6 +362,8 @@ async def _give(source: int, data: int) -> None:
                 except BlockingIOError:
                     ready.clear()
                     await ready.wait()
+    except OSError as error:
+        raise StepFailed(f"the archive can't be read: {error.strerror}") from error
     finally:
         loop.remove_writer(data)
         os.close(data)
