@@ -11,16 +11,20 @@ from lab.host import Host
 from lab.shell import Completed
 
 
-def run(cluster: Cluster, host: str, words: str, *, check: bool = True, timeout: float = 180) -> Completed:
-    """A line of shell on a host, as a person who is root there; `transship` is the controller's."""
+def controller(cluster: Cluster) -> dict[str, str]:
+    """The environment in which the command line finds the broker, as the controller."""
     access = cluster.lab.broker.access("controller")
-    env = {
+    return {
         "TRANSSHIP_BROKER__HOST": access.address,
         "TRANSSHIP_BROKER__PORT": str(access.port),
         "TRANSSHIP_BROKER__USERNAME": access.user,
         "TRANSSHIP_BROKER__PASSWORD": access.password,
-        "PATH": f"{TRANSSHIP.rpartition('/')[0]}:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     }
+
+
+def run(cluster: Cluster, host: str, words: str, *, check: bool = True, timeout: float = 180) -> Completed:
+    """A line of shell on a host, as a person who is root there; `transship` is the controller's."""
+    env = controller(cluster) | {"PATH": f"{TRANSSHIP.rpartition('/')[0]}:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
     return cluster[host].run(["bash", "-o", "pipefail", "-ec", words], env=env, check=check, timeout=timeout)
 
 
@@ -33,6 +37,16 @@ def said(cluster: Cluster, host: str, words: str) -> dict[str, Any]:
 
 def state(host: Host, name: str) -> str:
     return host.docker("inspect", "-f", "{{.State.Status}}", name, check=False)
+
+
+def address(host: Host, name: str) -> str:
+    form = "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}"
+    return host.docker("inspect", "-f", form, name)
+
+
+def last_logged(host: Host, name: str) -> int:
+    """The highest number of a counter that does not run any more."""
+    return max(int(line) for line in host.docker("logs", name).split())
 
 
 def remove(host: Host, *names: str) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from lab.cluster import Cluster
 from lab.workloads import counted, run_counter
-from tests.e2e.archives import copy, remove, run, said, state
+from tests.e2e.archives import address, copy, last_logged, remove, run, said, state
 from tests.e2e.support import clean, counts_on, until
 
 HOSTS = ["a26", "b28"]
@@ -37,18 +37,13 @@ async def test_it_runs_on_and_its_clones_run_beside_it(keeps: Cluster, host: str
             assert here.docker("exec", clone, "cat", "/data/file") == "kept"
             assert here.docker("inspect", "-f", "{{(index .Mounts 0).Name}}", clone) == f"{clone}-{name}-data"
         assert taken_at > 20
-        found = [address(keeps, host, each) for each in (name, *clones)]
+        found = [address(here, each) for each in (name, *clones)]
         assert len(set(found)) == 3, found
         await counts_on(here, name)
         await clean(keeps, host)
     finally:
         remove(here, name, *clones)
         here.docker("volume", "rm", f"{name}-data", *(f"{clone}-{name}-data" for clone in clones), check=False)
-
-
-def address(keeps: Cluster, host: str, name: str) -> str:
-    form = "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}"
-    return keeps[host].docker("inspect", "-f", form, name)
 
 
 @pytest.mark.parametrize("host", HOSTS)
@@ -62,7 +57,7 @@ async def test_it_is_stopped_and_comes_back_on_either_host(keeps: Cluster, host:
         info = said(keeps, host, f"transship checkpoint {name} --with-image")
         assert state(here, name) == "exited"
         assert here.docker("inspect", "-f", "{{.HostConfig.RestartPolicy.Name}}", name) == "always"
-        last = max(counted_stopped(keeps, host, name))
+        last = last_logged(here, name)
         refused = run(keeps, host, f"transship restore {info['id']}", check=False)
         assert refused.returncode == 2, "the stopped one has the name still"
         assert f"there is a container named {name}" in refused.stderr
@@ -78,10 +73,6 @@ async def test_it_is_stopped_and_comes_back_on_either_host(keeps: Cluster, host:
     finally:
         remove(here, name)
         remove(there, name)
-
-
-def counted_stopped(keeps: Cluster, host: str, name: str) -> list[int]:
-    return [int(line) for line in keeps[host].docker("logs", name).split()]
 
 
 async def test_an_archive_goes_through_a_pipe(keeps: Cluster) -> None:

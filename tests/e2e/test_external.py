@@ -5,7 +5,7 @@ import pytest
 from lab.cluster import Cluster
 from lab.host import Host
 from lab.workloads import run_counter
-from tests.e2e.archives import remove, run, state
+from tests.e2e.archives import address, last_logged, remove, run, state
 from tests.e2e.support import counts_on, until
 
 HOSTS = ["a26", "b28"]
@@ -46,13 +46,13 @@ async def test_a_tree_is_dumped_and_restored_beside_docker(keeps: Cluster, host:
         run_counter(here, name, "--volume", f"{name}:/data", "--restart", "always")
         here.docker("exec", name, "sh", "-c", "echo kept > /data/file")
         await counts_on(here, name)
-        address = here.docker("inspect", "-f", "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}", name)
+        before = address(here, name)
         do(keeps, host, f"transship criu dump {name}", by_hand=by_hand)
         await until(lambda: state(here, name) == "exited", "Docker sees it end")
-        last = max(int(line) for line in here.docker("logs", name).split())
+        last = last_logged(here, name)
         do(keeps, host, f"transship criu restore {name}", by_hand=by_hand)
         pid = await goes_on(here, name, last)
-        assert address in here.run(["nsenter", f"--net=/proc/{pid}/ns/net", "ip", "-o", "address"]).stdout
+        assert before in here.run(["nsenter", f"--net=/proc/{pid}/ns/net", "ip", "-o", "address"]).stdout
         await until(lambda: max(printed(here, name), default=0) > last, "what it prints goes on in a file")
         mounts = here.run(["cat", "/proc/mounts"]).stdout
         assert "/var/lib/transship/external" not in mounts, "what was set up is taken down again"

@@ -9,6 +9,7 @@ from lab.cluster import TRANSSHIP, Cluster
 from lab.host import Engine, HostSpec
 from lab.service import Mode
 from lab.workloads import run_counter
+from tests.e2e.archives import controller
 from tests.e2e.support import clean, counts_on
 
 A, B = "ia", "ib"
@@ -26,14 +27,7 @@ def installed() -> Iterator[Cluster]:
 
 def command(cluster: Cluster, *words: str) -> list[dict[str, object]]:
     """The command line on a host, as the controller; its JSON lines."""
-    access = cluster.lab.broker.access("controller")
-    env = {
-        "TRANSSHIP_BROKER__HOST": access.address,
-        "TRANSSHIP_BROKER__PORT": str(access.port),
-        "TRANSSHIP_BROKER__USERNAME": access.user,
-        "TRANSSHIP_BROKER__PASSWORD": access.password,
-    }
-    done = cluster[A].run([TRANSSHIP, *words, "--json"], env=env, timeout=120)
+    done = cluster[A].run([TRANSSHIP, *words, "--json"], env=controller(cluster), timeout=120)
     return [json.loads(line) for line in done.stdout.splitlines() if line.strip()]
 
 

@@ -2,7 +2,7 @@
 
 from lab.cluster import Cluster
 from lab.workloads import run_counter
-from tests.e2e.archives import copy, remove, run, said, state
+from tests.e2e.archives import copy, last_logged, remove, run, said, state
 from tests.e2e.support import counts_on, until
 
 
@@ -17,7 +17,7 @@ async def test_a_container_goes_on_from_its_own_checkpoint(keeps: Cluster) -> No
         run(keeps, "a26", f"transship native create {name} second")
         assert state(here, name) == "exited"
         assert said(keeps, "a26", f"transship native ls {name}")["checkpoints"] == ["first", "second"]
-        last = max(int(line) for line in here.docker("logs", name).split())
+        last = last_logged(here, name)
         run(keeps, "a26", f"transship native start {name} second")
         assert last in (await counts_on(here, name)).logged
         assert here.docker("inspect", "-f", "{{.HostConfig.RestartPolicy.Name}}", name) == "always"
@@ -52,7 +52,7 @@ async def test_it_goes_on_on_another_host(keeps: Cluster) -> None:
         run(keeps, "a26", f"transship native create {name} moved")
         run(keeps, "a26", f"transship native save {name} moved /root/moved.tar")
         assert run(keeps, "a26", "stat -c %a /root/moved.tar").stdout.strip() == "600"
-        last = max(int(line) for line in here.docker("logs", name).split())
+        last = last_logged(here, name)
         copy(here, there, "/root/moved.tar")
         there.ensure_image("py")
         there.docker("create", "--name", name, "py", "python3", "-c", "pass")

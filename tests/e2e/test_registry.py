@@ -7,7 +7,7 @@ import pytest
 
 from lab.cluster import Cluster
 from lab.workloads import run_counter
-from tests.e2e.archives import give_tools, remove, run, said, state
+from tests.e2e.archives import give_tools, last_logged, remove, run, said, state
 from tests.e2e.support import clean, counts_on, until
 
 REGISTRY = """\
@@ -43,7 +43,7 @@ async def test_a_checkpoint_goes_through_a_registry(registry: Cluster) -> None:
         info = said(registry, "a26", f"transship checkpoint {name} --to {image} --with-image")
         assert info["place"] == image
         assert state(here, name) == "exited"
-        last = max(int(line) for line in here.docker("logs", name).split())
+        last = last_logged(here, name)
         assert "checkpoints/web" in (catalog(registry) or [])
         inspected = run(
             registry, "b28", "skopeo inspect --raw --tls-verify=false docker://a26:5000/checkpoints/web:monday"
