@@ -101,6 +101,12 @@ def send(out: TarWriter, entry: Entry, fd: int, *, remember: bool) -> bytes | No
     return None if kept is None else bytes(kept)
 
 
+def promise(out: TarWriter, entry: Entry) -> None:
+    """Header and as many bytes, whatever they are: for the length of a stream that nobody takes."""
+    out.begin(entry)
+    out.zeros(entry.data_bytes)
+
+
 def send_patch(out: TarWriter, entry: Entry, fd: int, before: bytes, base: int) -> bytes | None:
     """The pieces that differ from what the target has, or everything if that is most of it."""
     extents, now = _changed_pieces(fd, entry.size, before)

@@ -50,12 +50,16 @@ def pack(
     *,
     live: bool | None = None,
     check: Callable[[], None] = lambda: None,
+    measure: bool = False,
 ) -> Packed:
-    """Send the tree, or with `previous` the difference. `check` is called now and then, and may raise to stop it."""
+    """Send the tree, or with `previous` the difference. `check` is called now and then, and may raise to stop it.
+
+    With `measure` no file is read: what is written is as long as the stream, and of no other use.
+    """
     live = previous is None if live is None else live
     try:
         with Confined(source.merged or source.root) as merged:
-            packer = _Packer(source, TarWriter(write), previous or Index(), live, merged)
+            packer = _Packer(source, TarWriter(write), previous or Index(), live, merged, measure)
             for found in tree.walk(source, packer.previous):
                 check()
                 if isinstance(found, Gone):
@@ -65,6 +69,11 @@ def pack(
             return packer.finish()
     except OSError as error:
         raise StepFailed(f"{source.root} can't be read: {error}") from error
+
+
+def length(source: Source) -> int:
+    """Of the stream of a tree that stands still, in bytes."""
+    return pack(source, lambda chunk: None, live=False, measure=True).stream_bytes
 
 
 @dataclass(slots=True)
@@ -77,12 +86,15 @@ class _Link:
 
 
 class _Packer:
-    def __init__(self, source: Source, out: TarWriter, previous: Index, live: bool, merged: Confined) -> None:
+    def __init__(
+        self, source: Source, out: TarWriter, previous: Index, live: bool, merged: Confined, measure: bool
+    ) -> None:
         self.previous = previous
         self._merged = merged
         self._source = source
         self._out = out
         self._live = live
+        self._measure = measure
         self._trusted = tree.ctime_is_trusted(source.root)
         self._index = Index()
         self._links: dict[int, _Link] = {}
@@ -246,6 +258,9 @@ class _Packer:
         state = os.fstat(fd)
         entry.size = state.st_size
         entry.extents = content.extents_of(fd, state)
+        if self._measure:
+            content.promise(self._out, entry)
+            return
         before = self._patchable(entry, found, state)
         if before is not None:
             digests = content.send_patch(self._out, entry, fd, self.previous.digests[entry.path], before)

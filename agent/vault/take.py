@@ -33,7 +33,7 @@ from agent.migration.host import Host
 from agent.migration.run import Run
 from agent.migration.subject import Subject, Tree
 from agent.network import quiet
-from agent.prework import container_log, init, printed
+from agent.prework import container_log, init, pack, printed
 from agent.prework.container_log import Mark
 from agent.prework.stream import packed
 from agent.strategy.dump import Dump
@@ -205,11 +205,7 @@ def _kept(subject: Subject) -> Iterator[tuple[str, Tree]]:
 
 async def lengths(subject: Subject) -> dict[str, int]:
     """How long the stream of each tree will be. A tar has to say so first, and nothing changes while all is frozen."""
-    found = {}
-    for member, tree in _kept(subject):
-        async with packed(tree.source, live=False) as stream:
-            found[member] = sum([len(chunk) async for chunk in stream])
-    return found
+    return {member: await asyncio.to_thread(pack.length, tree.source) for member, tree in _kept(subject)}
 
 
 async def write_trees(writer: ArchiveWriter, subject: Subject, sizes: dict[str, int]) -> None:

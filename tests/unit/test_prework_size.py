@@ -7,11 +7,12 @@ import time
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Never
 
 import pytest
 
-from agent.prework import tree
-from agent.prework.pack import pack
+from agent.prework import content, tree
+from agent.prework.pack import length, pack
 from agent.prework.tar import Entry, Kind, Limits, TarReader
 from agent.prework.tree import Index, Source, scan
 from agent.prework.unpack import apply
@@ -83,6 +84,29 @@ def test_scan_estimates_without_reading(source: Path) -> None:
     index = scan(Source(str(source)))
     assert len(index) == 4
     assert index.data_bytes == 100_000
+
+
+def test_a_length_is_told_without_reading(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of files with and without holes, large, empty, of two names; of links, folders and what is no file."""
+    (source / "dir").mkdir()
+    (source / "dir" / ("n" * 200)).write_text("long name")
+    (source / "dir/link").symlink_to("nowhere")
+    (source / "large").write_bytes(os.urandom(5 * MIB + 1))
+    (source / "empty").touch()
+    os.link(source / "large", source / "second-name")
+    os.mkfifo(source / "fifo")
+    with (source / "holes").open("wb") as file:
+        for at in (0, 3 * MIB, 1 << 30):
+            file.seek(at)
+            file.write(b"data")
+        file.truncate(2 << 30)
+    stream, _ = packed(Source(str(source)), live=False)
+
+    def read(*_: object) -> Never:
+        raise AssertionError("a file is read")
+
+    monkeypatch.setattr(content, "read", read)
+    assert length(Source(str(source))) == len(stream)
 
 
 def test_tree_deeper_than_descriptors_and_recursion_allow(source: Path, target: Path) -> None:
