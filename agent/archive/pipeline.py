@@ -6,15 +6,16 @@ Whichever way an archive was written, a reader finds out by its first bytes.
 import asyncio
 import os
 import select
+import time
 import zlib
 from collections.abc import AsyncIterator, Callable, Iterator
-from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, ParamSpec, Protocol, TypeVar
 
 import zstandard
 
 from agent.archive import crypt
 from agent.base.errors import CorruptPart, Refused, StepTimeout, TransferFailed
+from agent.base.tasks import to_the_end
 from protocol.errors import ErrorCode
 
 Compression = Literal["zstd", "gzip", "none"]
@@ -27,6 +28,11 @@ ZSTD_WINDOW = 1 << 27
 GZIP = 16 + zlib.MAX_WBITS
 IDLE_SECONDS = 120.0
 """For the other end of a pipe to take or give something."""
+LOOK_MS = 100
+"""How often a thread that waits for that looks whether anybody waits for it."""
+
+P = ParamSpec("P")
+A = TypeVar("A")
 
 
 class _Compressor(Protocol):
@@ -56,16 +62,16 @@ class Output:
     """An archive on its way out: to a descriptor that stays the caller's."""
 
     def __init__(self, fd: int, compression: Compression, key: bytes | None = None) -> None:
-        self._fd = fd
+        self._fd = _Descriptor(fd)
         self.size = 0
         self._sealer = crypt.Sealer(self._raw, key) if key is not None else None
         self._compressor = _compressor(compression)
 
     async def put(self, chunk: bytes) -> None:
-        await asyncio.to_thread(self._put, chunk)
+        await self._fd.in_thread(self._put, chunk)
 
     async def finish(self) -> None:
-        await asyncio.to_thread(self._finish)
+        await self._fd.in_thread(self._finish)
 
     def _put(self, chunk: bytes) -> None:
         self._below(self._compressor.compress(chunk))
@@ -82,9 +88,9 @@ class Output:
     def _raw(self, data: bytes) -> None:
         left = memoryview(data)
         while left:
-            _wait(self._fd, select.POLLOUT, "nobody takes the archive")
+            self._fd.wait(select.POLLOUT, "nobody takes the archive")
             try:
-                written = os.write(self._fd, left)
+                written = os.write(self._fd.number, left)
             except BlockingIOError:
                 continue
             except BrokenPipeError:
@@ -95,11 +101,35 @@ class Output:
             left = left[written:]
 
 
-def _wait(fd: int, event: int, what: str) -> None:
-    poller = select.poll()
-    poller.register(fd, event)
-    if not poller.poll(IDLE_SECONDS * 1000):
-        raise StepTimeout(f"{what} for {IDLE_SECONDS:g} s")
+class _Descriptor:
+    """One that threads work on and somebody else closes.
+
+    No thread is at work on it any more when `in_thread` returns or raises, a cancel too: it would come back to the
+    number, and by then that may be another file's.
+    """
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self._given_up = False
+
+    async def in_thread(self, work: Callable[P, A], *args: P.args, **kwargs: P.kwargs) -> A:
+        thread = asyncio.create_task(asyncio.to_thread(work, *args, **kwargs))
+        try:
+            return await asyncio.shield(thread)
+        finally:
+            if not thread.done():
+                self._given_up = True
+                await to_the_end(asyncio.wait({thread}))
+                thread.cancelled() or thread.exception()  # seen: it is of no interest any more
+
+    def wait(self, event: int, what: str) -> None:
+        poller, end = select.poll(), time.monotonic() + IDLE_SECONDS
+        poller.register(self.number, event)
+        while not self._given_up and not poller.poll(LOOK_MS):
+            if time.monotonic() > end:
+                raise StepTimeout(f"{what} for {IDLE_SECONDS:g} s")
+        if self._given_up:
+            raise TransferFailed("the archive is not wanted any more")
 
 
 async def read(fd: int, key: bytes | None = None) -> AsyncIterator[bytes]:
@@ -110,24 +140,16 @@ async def read(fd: int, key: bytes | None = None) -> AsyncIterator[bytes]:
         CorruptPart: it is broken or cut off.
 
     """
-    chunks = _opened(fd, key)
-    while chunk := await asyncio.to_thread(next, chunks, b""):
+    source = _Descriptor(fd)
+    chunks = _opened(source, key)
+    while chunk := await source.in_thread(next, chunks, b""):
         yield chunk
-
-
-def read_file(path: Path, key: bytes | None = None) -> Iterator[bytes]:
-    """The same for a file, blocking."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        yield from _opened(fd, key)
-    finally:
-        os.close(fd)
 
 
 class _Input:
     """Exact lengths of a descriptor."""
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: _Descriptor) -> None:
         self._fd = fd
         self._rest = b""
 
@@ -151,14 +173,14 @@ class _Input:
 
     def _some(self, least: int) -> bytes:
         while True:
-            _wait(self._fd, select.POLLIN, "nothing more of the archive has come")
+            self._fd.wait(select.POLLIN, "nothing more of the archive has come")
             try:
-                return os.read(self._fd, max(CHUNK, least))
+                return os.read(self._fd.number, max(CHUNK, least))
             except BlockingIOError:
                 continue
 
 
-def _opened(fd: int, key: bytes | None) -> Iterator[bytes]:
+def _opened(fd: _Descriptor, key: bytes | None) -> Iterator[bytes]:
     """A generator from its first line on: nothing of it is read, and waited for, by whoever makes it."""
     source = _Input(fd)
     if source.peek(len(crypt.MAGIC)) == crypt.MAGIC:

@@ -20,6 +20,7 @@ from typing import Protocol
 from agent.archive import pipeline
 from agent.archive.pipeline import Compression, Output
 from agent.base.errors import Refused, StepFailed, TransferFailed
+from agent.base.tasks import to_the_end
 from agent.vault.store import Store
 from protocol.checkpoint import CheckpointInfo
 from protocol.errors import ErrorCode
@@ -76,7 +77,7 @@ class InStore:
 
     async def keep(self) -> None:
         await self._output.finish()
-        await asyncio.to_thread(self._sync)
+        await to_the_end(asyncio.to_thread(self._sync))
 
     def _sync(self) -> None:
         os.fsync(self._fd)
@@ -92,7 +93,7 @@ class InStore:
         self._path.unlink(missing_ok=True)
 
     async def note(self, info: CheckpointInfo) -> None:
-        await asyncio.to_thread(self._store.note, info)
+        await to_the_end(asyncio.to_thread(self._store.note, info))
 
     def close(self) -> None:
         os.close(self._fd)

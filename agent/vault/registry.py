@@ -18,6 +18,7 @@ from agent.archive import pipeline
 from agent.archive.pipeline import Compression, Output
 from agent.base.errors import CommandFailed, CorruptPart, Refused, TransferFailed
 from agent.base.shell import Shell
+from agent.base.tasks import to_the_end
 from protocol.checkpoint import CheckpointInfo
 from protocol.errors import ErrorCode
 
@@ -103,7 +104,7 @@ class InRegistry:
 
         """
         await self._output.finish()
-        await asyncio.to_thread(self._lay_out)
+        await to_the_end(asyncio.to_thread(self._lay_out))
         options = tls(self._ref, self._insecure, "dest")
         try:
             await copy(self._shell, *options, f"oci:{self._folder}", f"docker://{self._ref}")

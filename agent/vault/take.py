@@ -292,7 +292,7 @@ async def read_file(path: Path, size: int) -> AsyncIterator[bytes]:
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         while size > 0:
-            chunk = await asyncio.to_thread(os.read, fd, min(size, FILE_CHUNK))
+            chunk = await to_the_end(asyncio.to_thread(os.read, fd, min(size, FILE_CHUNK)))
             if not chunk:
                 return
             size -= len(chunk)

@@ -1,10 +1,13 @@
 """The archive on its own: what is written is read again, and whatever is not as it was written is refused."""
 
+import asyncio
 import io
 import os
 import tarfile
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -288,4 +291,43 @@ async def test_a_few_bytes_that_stand_for_very_many_come_in_small_chunks(tmp_pat
     path = f"{tmp_path}/archive"
     raw = await packed(bytes(64 << 20), "zstd", None, path)
     assert len(raw) < 1 << 16
-    assert max([len(chunk) for chunk in pipeline.read_file(Path(path))]) <= pipeline.CHUNK
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        assert max([len(chunk) async for chunk in pipeline.read(fd)]) <= pipeline.CHUNK
+    finally:
+        os.close(fd)
+
+
+@pytest.mark.parametrize("way", ["put", "read"])
+async def test_a_cancel_leaves_no_thread_at_a_pipe(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its number may be another file's as soon as it is closed."""
+    waits, waiting, there = pipeline._Descriptor.wait, threading.Event(), []
+
+    def wait(self: Any, event: int, what: str) -> None:
+        there.append(what)
+        waiting.set()
+        try:
+            waits(self, event, what)
+        finally:
+            there.pop()
+
+    monkeypatch.setattr(pipeline._Descriptor, "wait", wait)
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+
+    async def stall() -> None:
+        if way == "put":
+            await Output(writer, "none").put(bytes(1 << 20))
+        async for _ in pipeline.read(reader):
+            pass
+
+    try:
+        task = asyncio.create_task(stall())
+        assert await asyncio.to_thread(waiting.wait, 20)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert there == []
+    finally:
+        os.close(reader)
+        os.close(writer)
