@@ -103,7 +103,8 @@ async def take(run: Run, subject: Subject, host: Host, place: Place, wanted: Wan
         undo.detach()
     if not wanted.leave_running:
         seen = f"{run.id}: seeing that {subject.name} has ended"
-        await until_it_works(seen, lambda: see_it_end(subject, host), host.settings.deadlines.ask_again)
+        # an agent that is being stopped waits for it, too: recovery would put the policy back at once
+        await until_it_works(seen, lambda: to_the_end(see_it_end(subject, host)), host.settings.deadlines.ask_again)
     await dump.release()
     return info
 
