@@ -4,10 +4,10 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 
-_WIDTH, _HEIGHT = 760, 420
-_LEFT, _RIGHT, _TOP, _BOTTOM = 70, 210, 40, 50
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#7f7f7f", "#6a3d9a")
-"""Okabe and Ito's, which the colour-blind can tell apart, and two more."""
+_WIDTH, _HEIGHT = 800, 420
+_LEFT, _RIGHT, _TOP, _BOTTOM = 70, 250, 40, 50
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+"""Okabe and Ito's, which the colour-blind can tell apart."""
 _DASHES = ("", "6 3", "2 3")
 
 Points = Mapping[int, Sequence[float]]
@@ -15,7 +15,7 @@ Points = Mapping[int, Sequence[float]]
 
 
 def lines(title: str, unit: str, named: Mapping[str, Points]) -> str:
-    """Draw the lines; names in the order given."""
+    """Draw the lines, in the order given; those whose names are alike up to a comma have one colour."""
     values = [value for points in named.values() for runs in points.values() for value in runs if value > 0]
     sizes = sorted({size for points in named.values() for size in points})
     if not values or not sizes:
@@ -23,7 +23,7 @@ def lines(title: str, unit: str, named: Mapping[str, Points]) -> str:
     scale = _Scale(sizes, 10 ** math.floor(math.log10(min(values))), 10 ** math.ceil(math.log10(max(values))))
     body = [*_frame(title, unit, scale, sizes)]
     for number, (name, points) in enumerate(named.items()):
-        body += _line(number, name, points, scale)
+        body += _line(number, _style(name, list(named)), name, points, scale)
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" font-family="sans-serif"'
     return "\n".join(
         [f'{head} font-size="12">', f'<rect width="{_WIDTH}" height="{_HEIGHT}" fill="white"/>', *body, "</svg>\n"]
@@ -48,7 +48,7 @@ class _Scale:
 
 def _frame(title: str, unit: str, scale: _Scale, sizes: Sequence[int]) -> Iterator[str]:
     right, bottom = _WIDTH - _RIGHT, _HEIGHT - _BOTTOM
-    yield f'<text x="{_LEFT}" y="22" font-size="15">{escape(title)}</text>'
+    yield f'<text x="{_LEFT}" y="22" font-size="15">{escape(title)}, {escape(unit)}</text>'
     decade = scale.low
     while decade <= scale.high * 1.001:
         for step in (1, 2, 5):
@@ -59,15 +59,22 @@ def _frame(title: str, unit: str, scale: _Scale, sizes: Sequence[int]) -> Iterat
             yield f'<line x1="{_LEFT}" x2="{right}" y1="{y}" y2="{y}" stroke="{"#bbb" if step == 1 else "#eee"}"/>'
             yield f'<text x="{_LEFT - 8}" y="{y + 4}" text-anchor="end">{value:,.10g}</text>'
         decade *= 10
-    yield f'<text x="{_LEFT - 8}" y="{_TOP - 4}" text-anchor="end">{escape(unit)}</text>'
     for size in sizes:
         yield f'<text x="{scale.x(size)}" y="{bottom + 20}" text-anchor="middle">{size}</text>'
     yield f'<text x="{(_LEFT + right) / 2}" y="{bottom + 38}" text-anchor="middle">MiB of memory</text>'
     yield f'<path d="M{_LEFT},{_TOP}V{bottom}H{right}" fill="none" stroke="#444"/>'
 
 
-def _line(number: int, name: str, points: Points, scale: _Scale) -> Iterator[str]:
-    colour, dash = _COLOURS[number % len(_COLOURS)], _DASHES[number // len(_COLOURS) % len(_DASHES)]
+def _style(name: str, names: Sequence[str]) -> tuple[str, str]:
+    """A colour for the kind, a dash for the one of its kind."""
+    kind = name.split(",")[0]
+    kinds = list(dict.fromkeys(each.split(",")[0] for each in names))
+    alike = [each for each in names if each.split(",")[0] == kind]
+    return _COLOURS[kinds.index(kind) % len(_COLOURS)], _DASHES[alike.index(name) % len(_DASHES)]
+
+
+def _line(number: int, style: tuple[str, str], name: str, points: Points, scale: _Scale) -> Iterator[str]:
+    colour, dash = style
     medians = [(scale.x(size), scale.y(sorted(runs)[len(runs) // 2])) for size, runs in sorted(points.items())]
     path = " ".join(f"{x},{y}" for x, y in medians)
     stroke = f'fill="none" stroke="{colour}" stroke-width="2" stroke-dasharray="{dash}"'
