@@ -11,15 +11,15 @@ ballast = bytearray({mib} << 20)      # memory that has to move; every page is t
 for page in range(0, len(ballast), 4096):
     ballast[page] = page >> 12 & 255
 lines = open("/count", "a", buffering=1)
-number, last, widest = 0, time.monotonic(), 0.0
+# Not the monotonic clock: CRIU restores into a time namespace in which it goes on as if nothing had been.
+number, last = 0, time.clock_gettime(time.CLOCK_REALTIME)
 while True:
     number += 1
-    now = time.monotonic()
-    widest = max(widest, now - last)
-    last = now
+    now = time.clock_gettime(time.CLOCK_REALTIME)
+    gap, last = now - last, now
     ballast[number * 4096 % len(ballast)] = number & 255
     print(number, flush=True)
-    lines.write(f"{{number}} {{widest:.4f}}\\n")
+    lines.write(f"{{number}} {{gap:.4f}}\\n")
     time.sleep({pause})
 """
 
@@ -30,8 +30,8 @@ class Counted:
 
     logged: list[int]
     written: list[int]
-    widest_s: float
-    """The widest gap between two numbers by the container's own monotonic clock."""
+    gaps_s: list[float]
+    """How long after the one before each number of the file came, by the machine's clock: blackouts are among them."""
 
     @property
     def missing(self) -> int:
@@ -65,4 +65,4 @@ def counted(host: Host, name: str, *, taken_back: int = 0) -> Counted:
     logged = [int(line) for line in lines]
     rows = [line.split() for line in host.docker("exec", name, "cat", "/count", check=False).splitlines()]
     rows = [row for row in rows if len(row) == 2]  # the last one may be half written
-    return Counted(logged, [int(row[0]) for row in rows], float(rows[-1][1]) if rows else 0.0)
+    return Counted(logged, [int(row[0]) for row in rows], [float(row[1]) for row in rows])
