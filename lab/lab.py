@@ -26,7 +26,7 @@ from lab.service import AgentService, Mode
 from lab.shell import Completed, LabError, Process
 
 CLIENT, BROKER = "client", "broker"
-_CLIENT_ADDRESS = Address(50)
+CLIENT_ADDRESS = Address(50)
 _FIRST_HOST = 11
 _LAB_NAME, _HOST_NAME = re.compile(r"[a-z][a-z0-9]{0,9}"), re.compile(r"[a-z][a-z0-9-]{0,11}")
 # Machine-wide. Lazy pages splice whole page pipes, which needs CAP_SYS_RESOURCE or these limits lifted;
@@ -115,7 +115,7 @@ class Lab:
             machine.seed("/etc/resolv.conf", "# no name server in the lab\n")
         self.switch.make()
         self.client.make()
-        self.switch.plug(CLIENT, self.client, _CLIENT_ADDRESS)
+        self.switch.plug(CLIENT, self.client, CLIENT_ADDRESS)
         # The engines need most of the time: start them all, then wait for all.
         for host in self.hosts.values():
             host.node.start()

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Final
 
 _DEFAULT: Final = "tsl"
+# Every namespace of every lab begins with it; what begins with the lab's name too is that lab's.
 PREFIX: Final = os.environ.get("TRANSSHIP_LAB_PREFIX", _DEFAULT)
 _SUFFIX: Final = "" if PREFIX == _DEFAULT else f"-{PREFIX}"
 CGROUP: Final = f"transship-lab{_SUFFIX}"

@@ -11,7 +11,7 @@ from lab import shell
 from lab.naming import PREFIX
 
 NETNS_FOLDER = Path("/run/netns")
-# Every namespace of every lab begins with this; what begins with the lab's name too is that lab's.
+SUBNET_V4, SUBNET_V6 = "10.77.0.0/24", "fd77::/64"
 # A bucket that a fast rate can still fill between two timer ticks.
 _BURST, _QUEUE = "256kb", "50ms"
 

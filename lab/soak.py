@@ -16,20 +16,19 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lab import shell
 from lab.cluster import Cluster
-from lab.host import Engine, Host, HostSpec
+from lab.host import Engine, HostSpec
+from lab.lab import CLIENT_ADDRESS
+from lab.macvlan import Place, ensure_network
 from lab.shell import LabError
 from protocol.commands import ReplyKind
 from protocol.status import MigrationReport
 
 RECORDS = Path(__file__).parents[1] / "tests" / "e2e" / "stream_records.py"
-NETWORK = "outside"
-CLIENT_V4, CLIENT_V6 = "10.77.0.50", "fd77::32"
 END_SECONDS = 150.0
 HOSTS = [
     HostSpec("a26", Engine.DOCKER26),
@@ -37,40 +36,6 @@ HOSTS = [
     HostSpec("a28", Engine.DOCKER28),
     HostSpec("b28", Engine.DOCKER28),
 ]
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where a container is found on the macvlan network."""
-
-    last: int
-
-    @property
-    def v4(self) -> str:
-        return f"10.77.0.{self.last}"
-
-    @property
-    def v6(self) -> str:
-        return f"fd77::{self.last:x}"
-
-    @property
-    def mac(self) -> str:
-        return f"02:42:0a:4d:00:{self.last:02x}"
-
-    @property
-    def options(self) -> list[str]:
-        """For `docker run`."""
-        return ["--network", NETWORK, "--ip", self.v4, "--ip6", self.v6, "--mac-address", self.mac]
-
-
-def ensure_network(host: Host) -> None:
-    """A macvlan network of the same name on every host: addresses that move along."""
-    if host.run(["docker", "network", "inspect", NETWORK], check=False).returncode:
-        v4, v6 = (
-            ["--subnet", "10.77.0.0/24", "--gateway", "10.77.0.1"],
-            ["--subnet", "fd77::/64", "--gateway", "fd77::1"],
-        )
-        host.docker("network", "create", "--driver", "macvlan", "--ipv6", *v4, *v6, "--opt", "parent=eth0", NETWORK)
 
 
 class Streams:
@@ -84,7 +49,7 @@ class Streams:
         """Run the container, and connect."""
         there = self._cluster[host]
         there.ensure_image("py")
-        connects = [f"--connect={CLIENT_V4}:7003", f"--connect={CLIENT_V6}:7004"]
+        connects = [f"--connect={CLIENT_ADDRESS.v4}:7003", f"--connect={CLIENT_ADDRESS.v6}:7004"]
         command = ["python3", "-c", RECORDS.read_text(), "partner", "--listen=7001", "--listen=7002", *connects]
         there.docker("run", "-d", "--name", self._name, *self._place.options, "py", *command)
         ends = {

@@ -13,7 +13,8 @@ from typing import IO, Any, TypeVar
 from agent.network.namespace import within_path
 from lab.cluster import Cluster
 from lab.host import Host
-from lab.soak import CLIENT_V4, CLIENT_V6, Place, ensure_network
+from lab.lab import CLIENT_ADDRESS
+from lab.macvlan import Place, ensure_network
 from tests.e2e.stream_console import PORT
 
 PROGRAM = Path(__file__).with_name("stream_console.py")
@@ -46,7 +47,7 @@ class Console:
         return self.place.v6 if v6 else self.place.v4
 
     def client_address(self, v6: bool) -> str:
-        return CLIENT_V6 if v6 else CLIENT_V4
+        return CLIENT_ADDRESS.v6 if v6 else CLIENT_ADDRESS.v4
 
     def connect(self, port: int, *, v6: bool = False, patience: float = 10.0) -> socket.socket:
         """A connection from the client, tried again for as long as nobody listens."""

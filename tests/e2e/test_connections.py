@@ -11,7 +11,8 @@ import pytest
 
 from lab.cluster import Cluster
 from lab.host import Host
-from lab.soak import Place, Streams, ensure_network, move_about
+from lab.macvlan import Place, ensure_network
+from lab.soak import Streams, move_about
 from protocol.commands import Reply, ReplyKind
 from protocol.errors import Consequence, ErrorCode
 from tests.e2e.stream_console import PORT

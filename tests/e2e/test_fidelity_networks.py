@@ -11,13 +11,15 @@ import pytest
 
 from lab.cluster import Cluster
 from lab.host import Host
+from lab.macvlan import Place
 from lab.shell import Process, end
 from protocol.errors import Consequence, ErrorCode
 from tests.e2e.fidelity import WAIT, inspect, move, notes, remove
 from tests.e2e.support import clean, until
 
 NAME = "wanderer"
-V4, V6, MAC = "10.77.0.140", "fd77::8c", "02:42:0a:4d:00:8c"
+PLACE = Place(140)
+V4, V6, MAC = PLACE.v4, PLACE.v6, PLACE.mac
 SERVER = """
 import http.server, os, socket, threading, time
 class Own(http.server.BaseHTTPRequestHandler):

@@ -8,7 +8,7 @@ import pytest
 
 from lab.cluster import Cluster
 from lab.host import Engine, Host, HostSpec
-from lab.soak import Place, ensure_network
+from lab.macvlan import Place, ensure_network
 from protocol.commands import ReplyKind
 from protocol.errors import Consequence, ErrorCode
 from tests.e2e.support import clean, until

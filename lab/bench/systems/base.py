@@ -4,8 +4,8 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 
+from lab.macvlan import Place
 from lab.node import Node
-from lab.soak import Place
 
 NAME = "bench"
 PLACE = Place(200)

@@ -7,7 +7,7 @@ from lab.bench import meters
 from lab.bench.processes import Carrier, Primed
 from lab.bench.systems.base import MOVE_SECONDS, NAME, PLACE, Load, System
 from lab.host import Host
-from lab.soak import ensure_network
+from lab.macvlan import ensure_network
 
 _CHECKPOINT = "moved"
 _DAEMONS = ("dockerd", "containerd")

@@ -2,12 +2,11 @@
 
 import time
 
-from lab import images
+from lab import images, macvlan
 from lab.bench.processes import Carrier, Primed
 from lab.bench.systems.base import FOLDER, MOVE_SECONDS, NAME, PLACE, Load, System
 from lab.node import Node
 
-_NETWORK = "outside"
 _FILE = f"{FOLDER}/checkpoint.tar"
 
 
@@ -25,17 +24,14 @@ class PodmanSystem(System):
     def equip(self, image: str) -> None:
         for node in (self.source, self.target):
             node.run(["mkdir", "-p", FOLDER])
-            if node.run(["podman", "network", "exists", _NETWORK], check=False).returncode:
-                subnet = ["--subnet", "10.77.0.0/24", "--gateway", "10.77.0.1"]
-                node.run(
-                    ["podman", "network", "create", "--driver", "macvlan", "--opt", "parent=eth0", *subnet, _NETWORK]
-                )
+            if node.run(["podman", "network", "exists", macvlan.NETWORK], check=False).returncode:
+                node.run(["podman", "network", "create", *macvlan.OPTIONS_V4, macvlan.NETWORK])
             if node.run(["podman", "image", "exists", image], check=False).returncode:
                 with images.ensure(image).open("rb") as archive:
                     node.run(["podman", "load", "--quiet"], stdin=archive, timeout=300)
 
     def start(self, load: Load) -> None:
-        place = ["--network", _NETWORK, "--ip", PLACE.v4, "--mac-address", PLACE.mac]
+        place = ["--network", macvlan.NETWORK, "--ip", PLACE.v4, "--mac-address", PLACE.mac]
         self.source.run(["podman", "run", "-d", "--name", NAME, *place, load.image, *load.command])
 
     def prepare(self) -> None:

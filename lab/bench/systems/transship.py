@@ -10,8 +10,8 @@ from lab.bench.systems.base import MOVE_SECONDS, NAME, Load, System, Unable
 from lab.bench.systems.docker import start_container
 from lab.cluster import Cluster, migration
 from lab.host import Host
+from lab.macvlan import ensure_network
 from lab.shell import LabError
-from lab.soak import ensure_network
 from protocol.commands import Command, Reply, ReplyKind
 from protocol.errors import Consequence
 
