@@ -37,21 +37,9 @@ _CUSTOMIZE = (
     'chroot "$1" useradd --system --no-create-home dockremap',
     'echo dockremap:100000:65536 | tee "$1/etc/subuid" >"$1/etc/subgid"',
 )
-_DOCKER28 = f"""
+_INSTALL = """
 apt-get update -qq
-DEBIAN_FRONTEND=noninteractive apt-get install -y -qq -t {NEXT_RELEASE} docker.io docker-cli containerd runc
-apt-get clean
-rm -rf /var/lib/apt/lists/*
-"""
-_COMPOSE = """
-apt-get update -qq
-DEBIAN_FRONTEND=noninteractive apt-get install -y -qq docker-compose
-apt-get clean
-rm -rf /var/lib/apt/lists/*
-"""
-_ARCHIVE_TOOLS = """
-apt-get update -qq
-DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends checkpointctl docker-registry skopeo
+DEBIAN_FRONTEND=noninteractive apt-get install -y -qq {}
 apt-get clean
 rm -rf /var/lib/apt/lists/*
 """
@@ -100,7 +88,7 @@ def base() -> Layer:
 
 
 def docker28() -> Layer:
-    return Layer("docker28", _DOCKER28, base())
+    return Layer("docker28", install(f"-t {NEXT_RELEASE} docker.io docker-cli containerd runc"), base())
 
 
 def venv() -> Layer:
@@ -110,16 +98,21 @@ def venv() -> Layer:
 
 def compose_plugin() -> Path:
     """Docker's Compose, for a host that is to have it."""
-    return _on_top("compose", _COMPOSE) / "usr/libexec/docker/cli-plugins/docker-compose"
+    return on_top("compose", install("docker-compose")).folder / "usr/libexec/docker/cli-plugins/docker-compose"
 
 
 def archive_tools() -> Path:
     """A layer with checkpointctl, docker-registry and skopeo in it, for a host that is to have them."""
-    return _on_top("archives", _ARCHIVE_TOOLS)
+    return on_top("archives", install("--no-install-recommends checkpointctl docker-registry skopeo")).folder
 
 
-def _on_top(name: str, recipe: str) -> Path:
-    """Make a layer that no root has by itself, if it is not cached; its folder."""
+def install(words: str) -> str:
+    """Write the recipe of a layer that has some packages more, with what else apt-get is to be told."""
+    return _INSTALL.format(words)
+
+
+def on_top(name: str, recipe: str) -> Layer:
+    """Make a layer that no root has by itself, if it is not cached."""
     layer = Layer(name, recipe, base())
     ensure(with_docker28=False)
     if not layer.folder.is_dir():
@@ -127,7 +120,7 @@ def _on_top(name: str, recipe: str) -> Path:
             if not layer.folder.is_dir():
                 _build(layer, lock)
     os.utime(layer.folder)
-    return layer.folder
+    return layer
 
 
 def ensure(*, with_docker28: bool) -> dict[str, tuple[Path, ...]]:
