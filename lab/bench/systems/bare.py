@@ -4,10 +4,9 @@ Nothing but CRIU is at work: no engine, no image, no files but CRIU's, a network
 """
 
 import json
-import time
 
-from lab.bench.processes import Carrier, Primed
-from lab.bench.systems.base import FOLDER, MOVE_SECONDS, NAME, PLACE, Load, System
+from lab.bench.systems.base import FOLDER, NAME, PLACE, Load
+from lab.bench.systems.carried import CarriedSystem
 from lab.host import Host
 from lab.node import Node
 
@@ -44,18 +43,16 @@ true
 """
 
 
-class BareSystem(System):
+class BareSystem(CarriedSystem):
     """See the module."""
 
     name = "bare"
 
     def __init__(self, source: Host, target: Host) -> None:
+        super().__init__(source.node, target.node)
         self._hosts = (source, target)
         self.engine = str(source.spec.engine)
-        self.source, self.target = source.node, target.node
         self._load = Load(0)
-        self._carrier: Carrier | None = None
-        self._commands: list[Primed] = []
 
     def equip(self, image: str) -> None:
         for host in self._hosts:
@@ -71,32 +68,17 @@ class BareSystem(System):
 
     def prepare(self) -> None:
         self._make(self.target)
-        self._carrier = Carrier(self.source, self.target)
         work = ["--image-path", _IMAGES, "--work-path", FOLDER, "--tcp-established"]
         checkpoint = [*_RUNC, "checkpoint", *work, NAME]
         restore = ["sh", "-c", f'{_RAISE}; exec "$@" </dev/null', "restore"]
         restore += [*_RUNC, "restore", "--detach", *work, "--bundle", _BUNDLE, NAME]
-        self._commands = [Primed(self.source, *checkpoint), Primed(self.target, *restore)]
+        self.prime(checkpoint, restore)
 
-    def move(self) -> float:
-        assert self._carrier is not None
-        checkpoint, restore = self._commands
-        began = time.monotonic()
-        checkpoint.run(MOVE_SECONDS)
-        self._carrier.carry([(_IMAGES, _IMAGES)], MOVE_SECONDS)
-        restore.run(MOVE_SECONDS)
-        return time.monotonic() - began
-
-    def peak_rss_mib(self) -> float:
-        return max(command.peak_rss_mib for command in self._commands)
+    def paths(self) -> list[tuple[str, str]]:
+        return [(_IMAGES, _IMAGES)]
 
     def clean(self) -> None:
-        for command in self._commands:
-            command.close()
-        self._commands = []
-        if self._carrier is not None:
-            self._carrier.close()
-            self._carrier = None
+        super().clean()
         for host in self._hosts:
             host.run(["sh", "-c", _REMOVE])
 

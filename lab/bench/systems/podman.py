@@ -1,25 +1,21 @@
 """Podman: `container checkpoint --export`, the file copied, `container restore --import`; packed with zstd or not."""
 
-import time
-
 from lab import images, macvlan
-from lab.bench.processes import Carrier, Primed
-from lab.bench.systems.base import FOLDER, MOVE_SECONDS, NAME, PLACE, Load, System
+from lab.bench.systems.base import FOLDER, NAME, PLACE, Load
+from lab.bench.systems.carried import CarriedSystem
 from lab.node import Node
 
 _FILE = f"{FOLDER}/checkpoint.tar"
 
 
-class PodmanSystem(System):
+class PodmanSystem(CarriedSystem):
     """See the module."""
 
     name = "podman"
 
     def __init__(self, version: str, compress: str, source: Node, target: Node) -> None:
+        super().__init__(source, target)
         self.engine, self.variant = f"podman{version}", compress
-        self.source, self.target = source, target
-        self._carrier: Carrier | None = None
-        self._commands: list[Primed] = []
 
     def equip(self, image: str) -> None:
         for node in (self.source, self.target):
@@ -35,32 +31,20 @@ class PodmanSystem(System):
         self.source.run(["podman", "run", "-d", "--name", NAME, *place, load.image, *load.command])
 
     def prepare(self) -> None:
-        self._carrier = Carrier(self.source, self.target)
         podman = ["podman", "container"]
         checkpoint = [*podman, "checkpoint", "--tcp-established", "--compress", self.variant, "--export", _FILE, NAME]
         restore = [*podman, "restore", "--tcp-established", "--import", _FILE]
-        self._commands = [Primed(self.source, *checkpoint), Primed(self.target, *restore)]
+        self.prime(checkpoint, restore)
 
-    def move(self) -> float:
-        assert self._carrier is not None
-        checkpoint, restore = self._commands
-        began = time.monotonic()
-        checkpoint.run(MOVE_SECONDS)
-        self._carrier.carry([(_FILE, _FILE)], MOVE_SECONDS)
+    def paths(self) -> list[tuple[str, str]]:
+        return [(_FILE, _FILE)]
+
+    def carried(self) -> None:
         # Its room is needed: image files, tar file and memory of the largest containers don't fit side by side.
         self.source.run(["rm", "-f", _FILE])
-        restore.run(MOVE_SECONDS)
-        return time.monotonic() - began
-
-    def peak_rss_mib(self) -> float:
-        return max(command.peak_rss_mib for command in self._commands)
 
     def clean(self) -> None:
-        for command in self._commands:
-            command.close()
-        if self._carrier is not None:
-            self._carrier.close()
-            self._carrier = None
+        super().clean()
         for node in (self.source, self.target):
             node.run(["podman", "rm", "--force", "--time", "0", "--volumes", NAME], check=False)
             node.run(["rm", "-f", _FILE], check=False)
