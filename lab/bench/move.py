@@ -57,15 +57,7 @@ def measure(lab: Lab, system: System, load: Load, run: int) -> Move:
         Unable: the system can't do it here at all.
 
     """
-    record = Move(
-        system=system.name,
-        engine=system.engine,
-        variant=system.variant,
-        workload="redis" if load.redis else "memory",
-        size_mib=load.size_mib,
-        run=run,
-        load=meters.load(),
-    )
+    record = unmeasured(system, load, run)
     _forget_addresses(lab)
     try:
         return record.model_copy(update=_measure(lab, system, load))
@@ -75,6 +67,20 @@ def measure(lab: Lab, system: System, load: Load, run: int) -> Move:
         return record.model_copy(update={"error": _brief(error)})
     finally:
         system.clean()
+
+
+def unmeasured(system: System, load: Load, run: int, error: str = "") -> Move:
+    """Say which move it is or was to be, with none of its figures."""
+    return Move(
+        system=system.name,
+        engine=system.engine,
+        variant=system.variant,
+        workload="redis" if load.redis else "memory",
+        size_mib=load.size_mib,
+        run=run,
+        load=meters.load(),
+        error=error,
+    )
 
 
 def _measure(lab: Lab, system: System, load: Load) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from lab.bench import meters
-from lab.bench.move import measure
+from lab.bench.move import measure, unmeasured
 from lab.bench.record import Move
 from lab.bench.systems.base import Load, System, Unable
 from lab.lab import Lab
@@ -66,28 +66,15 @@ class Rounds:
         """Measure and write one move; what went wrong."""
         need = load.size_mib * _TIMES + _REST_MIB
         if (free := meters.available_mib()) < need:
-            record = _failed(system, load, run, f"{free:.0f} MiB of memory are free, {need:.0f} needed")
+            record = unmeasured(system, load, run, f"{free:.0f} MiB of memory are free, {need:.0f} needed")
         else:
             try:
                 record = measure(self._lab, system, load, run)
             except Unable as reason:
-                record = _failed(system, load, run, f"{_UNABLE}{reason}")
+                record = unmeasured(system, load, run, f"{_UNABLE}{reason}")
         self._write(record)
         self._say(line(record))
         return record.error
-
-
-def _failed(system: System, load: Load, run: int, error: str) -> Move:
-    return Move(
-        system=system.name,
-        engine=system.engine,
-        variant=system.variant,
-        workload="redis" if load.redis else "memory",
-        size_mib=load.size_mib,
-        run=run,
-        load=meters.load(),
-        error=error,
-    )
 
 
 def line(record: Move) -> str:
