@@ -56,13 +56,19 @@ async def test_a_command_in_it_is_refused_or_waited_for(pair: Cluster) -> None:
         moving = asyncio.create_task(pair.migrate(NAME, "b28", "a26", execs="wait"))
         done, _ = await asyncio.wait({moving}, timeout=1.5)
         assert not done, "it waits"
-        here.docker("exec", NAME, "killall", "sleep")
+        [pid] = [row[0] for row in processes(here, NAME) if row[1:] == ["sleep", "1000"]]
+        here.run(["kill", pid])
         reply = await moving
         assert reply.kind is ReplyKind.FINISHED, reply.error
         there.docker("exec", "--detach", NAME, "sleep", "1000")
         assert "sleep 1000" in there.docker("top", NAME), "exec works on the target"
     finally:
         remove(pair, NAME)
+
+
+def processes(host: Host, name: str) -> list[list[str]]:
+    """Number on the host, and words, of each process of a container."""
+    return [line.split() for line in host.docker("top", name, "-o", "pid,args").splitlines()[1:]]
 
 
 SETTINGS = {
