@@ -13,6 +13,7 @@ from lab.cluster import Cluster
 from lab.host import Engine, HostSpec
 from lab.shell import LabError
 from tests.e2e.engines import CGROUP2, HOLD, HOSTS, NAME, door
+from tests.e2e.fidelity import PAIR_AGENT
 
 D26, D28 = Engine.DOCKER26, Engine.DOCKER28
 
@@ -62,7 +63,7 @@ def pair() -> Iterator[Cluster]:
         HostSpec("b28", D28),
         HostSpec("u26", D26, userns_remap=True),
         HostSpec("v28", D28, userns_remap=True),
-        agent={"bind_copy": ["/srv/copied"], "limits": {"migrations": 8}},
+        agent=PAIR_AGENT,
     )
 
 

@@ -11,10 +11,13 @@ from agent.migration.fields import page
 from lab.cluster import Cluster
 from lab.host import Host
 from protocol.commands import Reply, ReplyKind
+from protocol.errors import Consequence, ErrorCode, ErrorInfo
 from tests.e2e.support import until
 
 WAIT = ("busybox", "tail", "-f", "/dev/null")
 """Image and command of a container that does nothing, for as long as it is let."""
+PAIR_AGENT = {"bind_copy": ["/srv/copied"], "limits": {"migrations": 8}}
+"""The settings of every agent of the pair."""
 AT_ONCE = 3
 PAGE = Path(__file__).parents[2] / "docs/fidelity.md"
 
@@ -22,6 +25,23 @@ PAGE = Path(__file__).parents[2] / "docs/fidelity.md"
 def inspect(host: Host, name: str) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(host.docker("inspect", name))[0]
     return found
+
+
+def idle(host: Host, name: str, *options: str) -> None:
+    """Run a container that does nothing."""
+    host.ensure_image("busybox")
+    host.docker("run", "-d", "--name", name, *options, *WAIT)
+
+
+async def stays(cluster: Cluster, name: str, source: str, target: str, code: ErrorCode, said: str) -> ErrorInfo:
+    """A move is refused by this code and these words, and the container runs on, untouched."""
+    pid = inspect(cluster[source], name)["State"]["Pid"]
+    reply = await cluster.migrate(name, source, target)
+    assert reply.error is not None, "it moved"
+    assert (reply.error.code, reply.error.consequence) == (code, Consequence.UNTOUCHED), reply.error
+    assert said in reply.error.message, reply.error
+    assert inspect(cluster[source], name)["State"]["Pid"] == pid
+    return reply.error
 
 
 async def move(cluster: Cluster, name: str, source: str, target: str, **fields: Any) -> Reply:

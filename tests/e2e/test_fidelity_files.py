@@ -9,10 +9,10 @@ import pytest
 
 from lab.cluster import Cluster
 from lab.host import Host
-from protocol.commands import Reply, ReplyKind
+from protocol.commands import ReplyKind
 from protocol.errors import Consequence, ErrorCode
 from protocol.status import Phase
-from tests.e2e.fidelity import inspect, move, notes, remove, sent
+from tests.e2e.fidelity import idle, inspect, move, notes, remove, sent, stays
 from tests.e2e.support import clean, until
 
 TREES = Path(__file__).with_name("trees.py").read_text()
@@ -157,27 +157,16 @@ def written(host: Host) -> list[int]:
 # What is in the way
 
 
-async def refused(pair: Cluster, code: ErrorCode, said: str, host: str = "a26", **fields: Any) -> Reply:
-    pid = inspect(pair[host], NAME)["State"]["Pid"]
-    reply = await pair.migrate(NAME, host, "b28" if host == "a26" else "a26", **fields)
-    assert reply.error is not None
-    assert (reply.error.code, reply.error.consequence) == (code, Consequence.UNTOUCHED), reply.error
-    assert said in reply.error.message, reply.error
-    assert reply.error.hint, reply.error
-    assert inspect(pair[host], NAME)["State"]["Pid"] == pid
-    return reply
-
-
-def wait(host: Host, name: str, *options: str) -> None:
-    host.ensure_image("busybox")
-    host.docker("run", "-d", "--name", name, *options, "busybox", "tail", "-f", "/dev/null")
+async def refused(pair: Cluster, code: ErrorCode, said: str, source: str = "a26", target: str = "b28") -> None:
+    error = await stays(pair, NAME, source, target, code, said)
+    assert error.hint, error
 
 
 async def test_a_volume_that_is_there_is_not_overwritten(pair: Cluster) -> None:
     here, there = pair["a26"], pair["b28"]
     try:
-        wait(here, NAME, "--volume=trees:/named")
-        wait(there, "other", "--volume=trees:/named")
+        idle(here, NAME, "--volume=trees:/named")
+        idle(there, "other", "--volume=trees:/named")
         there.docker("exec", "other", "sh", "-c", "echo precious > /named/own")
         await refused(pair, ErrorCode.VOLUME_CONFLICT, "there is a volume trees, and it would be overwritten")
         assert there.docker("exec", "other", "cat", "/named/own") == "precious"
@@ -187,8 +176,8 @@ async def test_a_volume_that_is_there_is_not_overwritten(pair: Cluster) -> None:
 
 async def test_a_volume_that_two_containers_use_does_not_become_two(pair: Cluster) -> None:
     try:
-        wait(pair["a26"], NAME, "--volume=trees:/named:ro")
-        wait(pair["a26"], "other", "--volume=trees:/else")
+        idle(pair["a26"], NAME, "--volume=trees:/named:ro")
+        idle(pair["a26"], "other", "--volume=trees:/else")
         await refused(pair, ErrorCode.NOT_MIGRATABLE, "its volume trees is also used by other, which stays here")
         pair["a26"].docker("stop", "--time=0", "other")
         await move(pair, NAME, "a26", "b28")
@@ -201,7 +190,7 @@ async def test_bind_mounts_must_be_there_or_may_be_copied(pair: Cluster) -> None
     try:
         here.run(["mkdir", "-p", "/srv/own", "/srv/copied/a/b"])
         here.run(["sh", "-c", "echo here | tee /srv/own/f /srv/copied/a/b/f"])
-        wait(here, NAME, "--volume=/srv/own:/own", "--volume=/srv/copied/a/b:/copied:ro", "--volume=/etc/hostname:/one")
+        idle(here, NAME, "--volume=/srv/own:/own", "--volume=/srv/copied/a/b:/copied:ro", "--volume=/etc/hostname:/one")
         await refused(pair, ErrorCode.VOLUME_CONFLICT, "the bind mount's path /srv/own is not there")
         there.run(["sh", "-c", "mkdir -p /srv/own /srv/copied/a/b; echo there > /srv/own/f; touch /srv/copied/a/b/x"])
         await refused(pair, ErrorCode.VOLUME_CONFLICT, "/srv/copied/a/b has content, and it would be overwritten")
@@ -213,7 +202,7 @@ async def test_bind_mounts_must_be_there_or_may_be_copied(pair: Cluster) -> None
         assert there.docker("exec", NAME, "cat", "/own/f", "/copied/f").split() == ["there", "here"]
         assert sent(reply, "bind:0:0") + sent(reply, "bind:1:0") + sent(reply, "bind:2:0") > 0
         assert here.run(["cat", "/srv/copied/a/b/f"]).stdout == "here\n", "a bind mount is the host's own: it stays"
-        await refused(pair, ErrorCode.VOLUME_CONFLICT, "/srv/copied/a/b has content", host="b28")
+        await refused(pair, ErrorCode.VOLUME_CONFLICT, "/srv/copied/a/b has content", "b28", "a26")
     finally:
         forget(pair)
 

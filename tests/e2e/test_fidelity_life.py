@@ -8,8 +8,8 @@ from lab import roots
 from lab.cluster import Cluster
 from lab.host import Host
 from protocol.commands import ReplyKind
-from protocol.errors import Consequence, ErrorCode
-from tests.e2e.fidelity import WAIT, inspect, move, move_all, remove
+from protocol.errors import ErrorCode
+from tests.e2e.fidelity import idle, inspect, move, move_all, remove, stays
 from tests.e2e.support import clean, until
 
 NAME = "alive"
@@ -25,9 +25,8 @@ async def test_probes_go_on_and_count_no_failure_of_the_move(pair: Cluster) -> N
     probes = {"quick": ("true", "50ms"), "slow": ("sleep 0.3", "60ms"), "sick": ("false", "100ms")}
     try:
         for name, (command, interval) in probes.items():
-            pair["a26"].ensure_image("busybox")
             options = (f"--health-cmd={command}", f"--health-interval={interval}", "--health-retries=2")
-            pair["a26"].docker("run", "-d", "--name", name, *options, *WAIT)
+            idle(pair["a26"], name, *options)
         wanted = {"quick": "healthy", "slow": "healthy", "sick": "unhealthy"}
         for source, target in (("a26", "b28"), ("b28", "a26")):
             for name, state in wanted.items():
@@ -45,14 +44,9 @@ async def test_probes_go_on_and_count_no_failure_of_the_move(pair: Cluster) -> N
 async def test_a_command_in_it_is_refused_or_waited_for(pair: Cluster) -> None:
     here, there = pair["b28"], pair["a26"]
     try:
-        here.ensure_image("busybox")
-        here.docker("run", "-d", "--name", NAME, *WAIT)
+        idle(here, NAME)
         here.docker("exec", "--detach", NAME, "sleep", "1000")
-        reply = await pair.migrate(NAME, "b28", "a26")
-        assert reply.error is not None
-        assert (reply.error.code, reply.error.consequence) == (ErrorCode.BUSY, Consequence.UNTOUCHED)
-        assert "sleep 1000" in reply.error.message
-        assert reply.error.hint
+        assert (await stays(pair, NAME, "b28", "a26", ErrorCode.BUSY, "sleep 1000")).hint
         moving = asyncio.create_task(pair.migrate(NAME, "b28", "a26", execs="wait"))
         done, _ = await asyncio.wait({moving}, timeout=1.5)
         assert not done, "it waits"
@@ -84,9 +78,7 @@ async def test_kernel_settings_of_its_namespaces(pair: Cluster) -> None:
     names = [*SETTINGS, "net.ipv4.ping_group_range", "net.ipv4.ip_nonlocal_bind"]
     paths = ["/proc/sys/" + name.replace(".", "/") for name in names]
     try:
-        pair["a26"].ensure_image("busybox")
-        options = [f"--sysctl={name}={value}" for name, value in SETTINGS.items()]
-        pair["a26"].docker("run", "-d", "--name", NAME, *options, *WAIT)
+        idle(pair["a26"], NAME, *(f"--sysctl={name}={value}" for name, value in SETTINGS.items()))
         before = pair["a26"].docker("exec", NAME, "cat", *paths).splitlines()
         assert before[:4] == list(SETTINGS.values())
         for source, target in (("a26", "b28"), ("b28", "a26")):

@@ -13,8 +13,8 @@ from lab.cluster import Cluster
 from lab.host import Host
 from lab.macvlan import Place
 from lab.shell import Process, end
-from protocol.errors import Consequence, ErrorCode
-from tests.e2e.fidelity import WAIT, inspect, move, notes, remove
+from protocol.errors import ErrorCode
+from tests.e2e.fidelity import PAIR_AGENT, idle, inspect, move, notes, remove, stays
 from tests.e2e.support import clean, until
 
 NAME = "wanderer"
@@ -129,18 +129,7 @@ def heard(cluster: Cluster, file: Path) -> Iterator[Callable[[], set[str]]]:
 
 
 async def refused(pair: Cluster, code: ErrorCode, said: str, source: str = "a26", target: str = "b28") -> None:
-    """And the container runs on, untouched."""
-    pid = inspect(pair[source], NAME)["State"]["Pid"]
-    reply = await pair.migrate(NAME, source, target)
-    assert reply.error is not None, "it moved"
-    assert (reply.error.code, reply.error.consequence) == (code, Consequence.UNTOUCHED), reply.error
-    assert said in reply.error.message, reply.error
-    assert inspect(pair[source], NAME)["State"]["Pid"] == pid
-
-
-def wait(host: Host, name: str, *options: str) -> None:
-    host.ensure_image("busybox")
-    host.docker("run", "-d", "--name", name, *options, *WAIT)
+    await stays(pair, NAME, source, target, code, said)
 
 
 async def test_an_address_of_the_users_choice_must_be_had(pair: Cluster) -> None:
@@ -149,16 +138,16 @@ async def test_an_address_of_the_users_choice_must_be_had(pair: Cluster) -> None
     try:
         here.docker("network", "create", "--subnet=10.95.0.0/24", "inner")
         there.docker("network", "create", "--subnet=10.95.0.0/24", "inner")
-        wait(there, "other", "--network=inner", "--ip=10.95.0.7")
-        wait(here, NAME, "--network=inner", "--ip=10.95.0.7")
+        idle(there, "other", "--network=inner", "--ip=10.95.0.7")
+        idle(here, NAME, "--network=inner", "--ip=10.95.0.7")
         await refused(pair, ErrorCode.ADDRESS_TAKEN, "10.95.0.7 is taken on inner")
         remove(pair, NAME, "other")
         there.docker("network", "rm", "inner")
         there.docker("network", "create", "--subnet=10.96.0.0/24", "inner")
-        wait(here, NAME, "--network=inner", "--ip=10.95.0.7")
+        idle(here, NAME, "--network=inner", "--ip=10.95.0.7")
         await refused(pair, ErrorCode.INCOMPATIBLE, "its address 10.95.0.7 is in none of the subnets of the network")
         remove(pair, NAME)
-        wait(here, NAME, "--network=inner")
+        idle(here, NAME, "--network=inner")
         reply = await move(pair, NAME, "a26", "b28")
         assert any("it gets another address than 10.95.0.2 on inner" in note for note in notes(reply)), notes(reply)
         assert networks_of(there, NAME)["inner"]["IPAddress"] == "10.96.0.2"
@@ -174,17 +163,17 @@ async def test_a_missing_network_whose_subnet_is_used_by_another(pair: Cluster) 
     try:
         here.docker("network", "create", "--subnet=10.97.0.0/24", "inner")
         there.docker("network", "create", "--subnet=10.97.0.0/16", "rival")
-        wait(here, NAME, "--network=inner", "--ip=10.97.0.9")
+        idle(here, NAME, "--network=inner", "--ip=10.97.0.9")
         await refused(pair, ErrorCode.INCOMPATIBLE, "10.97.0.0/24 overlaps with 10.97.0.0/16 of rival")
         remove(pair, NAME)
-        wait(here, NAME, "--network=inner")
+        idle(here, NAME, "--network=inner")
         reply = await move(pair, NAME, "a26", "b28")
         assert any("the network inner is made with another subnet" in note for note in notes(reply)), notes(reply)
         assert networks_of(there, NAME)["inner"]["IPAddress"]
         remove(pair, NAME)
         there.docker("network", "rm", "inner", "rival")
         there.docker("network", "create", "--driver=macvlan", "--opt=parent=eth0", "--subnet=10.97.0.0/24", "inner")
-        wait(here, NAME, "--network=inner")
+        idle(here, NAME, "--network=inner")
         await refused(pair, ErrorCode.INCOMPATIBLE, "its network inner is a macvlan, the source's a bridge")
     finally:
         forget(pair, "inner", "rival")
@@ -210,7 +199,7 @@ async def test_published_ports_lead_to_it_on_the_target(pair: Cluster) -> None:
         await move(pair, NAME, "b28", "a26")
         assert await until_answers(pair, was) == said
         remove(pair, NAME)
-        wait(here, NAME, f"--publish={here.node.address.v4}:8090:80")
+        idle(here, NAME, f"--publish={here.node.address.v4}:8090:80")
         await refused(pair, ErrorCode.INCOMPATIBLE, "10.77.0.11, which is no address of the target")
     finally:
         forget(pair)
@@ -227,7 +216,7 @@ async def test_policies_of_the_target(pair: Cluster) -> None:
         here.docker("network", "create", "inner")
         serve(here, NAME, "--network=inner", "--publish=8090:80")
         said = await until_answers(pair, f"http://{here.node.address.v4}:8090/")
-        wait(there, "other", "--publish=8090:80")
+        idle(there, "other", "--publish=8090:80")
         await refused(pair, ErrorCode.NETWORK_MISSING, "there is no network inner")
         there.docker("network", "create", "inner")
         reply = await move(pair, NAME, "a26", "b28")
@@ -239,7 +228,7 @@ async def test_policies_of_the_target(pair: Cluster) -> None:
         assert await until_answers(pair, f"http://{there.node.address.v4}:{port}/") == said
     finally:
         there.stop_agent()
-        there.start_agent(config={"bind_copy": ["/srv/copied"], "limits": {"migrations": 8}})
+        there.start_agent(config=PAIR_AGENT)
         await pair.until_ready()
         forget(pair, "inner")
 
@@ -260,7 +249,7 @@ async def test_a_program_that_listens_on_its_own_address(pair: Cluster) -> None:
         here.docker("run", "-d", "--name", NAME, "--network=inner", "py", "python3", "-c", LISTENER)
         await until(lambda: ":99 " in here.docker("exec", NAME, "netstat", "-ltn"), "it listens")
         for source, target in ((here, there), (there, here)):
-            wait(target, "other", "--network=bridge")  # which takes the first address
+            idle(target, "other", "--network=bridge")  # which takes the first address
             await move(pair, NAME, source.name, target.name)
             assert ":99 " in target.docker("exec", NAME, "netstat", "-ltn")
             remove(pair, "other")

@@ -10,7 +10,8 @@ from lab.cluster import Cluster
 from lab.host import Engine, Host, HostSpec
 from lab.macvlan import Place, ensure_network
 from protocol.commands import ReplyKind
-from protocol.errors import Consequence, ErrorCode
+from protocol.errors import ErrorCode
+from tests.e2e.fidelity import remove, stays
 from tests.e2e.support import clean, until
 
 OBJECTS = Path(__file__).with_name("objects")
@@ -116,10 +117,6 @@ async def refused(moves: Cluster, source: str, program: str, message: str) -> No
     try:
         host.docker("run", "-d", "--name", name, *Place(171).options, "py", "python3", "-c", code)
         await until(lambda: "ready" in host.docker("logs", name), "it holds that")
-        reply = await moves.migrate(name, source, "b26")
-        assert reply.error is not None
-        assert reply.error.code is ErrorCode.NOT_MIGRATABLE
-        assert reply.error.consequence is Consequence.UNTOUCHED
-        assert message in reply.error.message
+        await stays(moves, name, source, "b26", ErrorCode.NOT_MIGRATABLE, message)
     finally:
-        host.docker("rm", "--force", name)
+        remove(moves, name)
