@@ -9,21 +9,15 @@ import hashlib
 import socket
 import struct
 import termios
-import time
 from collections.abc import Callable, Iterator
 
+from lab.shell import wait_until
 from tests.e2e.stream_support import Console
 
+SOON = 10.0
 BIG = bytes(range(256)) * 4096
 
 Case = Callable[[Console, int, bool], Iterator[None]]
-
-
-def wait(so: Callable[[], bool], what: str, seconds: float = 10.0) -> None:
-    end = time.monotonic() + seconds
-    while not so():
-        assert time.monotonic() < end, f"after {seconds:g} s still not so: {what}"
-        time.sleep(0.02)
 
 
 def half_closed_inside(inside: Console, port: int, v6: bool) -> Iterator[None]:
@@ -93,7 +87,7 @@ def starved_inside(inside: Console, port: int, v6: bool) -> Iterator[None]:
     outside = inside.pair(name, port, v6=v6)
     outside.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     outside.sendall(BIG[:60_000])
-    wait(lambda: unacknowledged(outside) == 0, "all of it is there")
+    wait_until("all of it is there", lambda: unacknowledged(outside) == 0, SOON)
     inside.do(f"{name}.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)")
     inside.do(f"{name}.settimeout(None)")  # with one, Python takes a false alarm of the kernel's for the end
     inside.do("fed = {}")
@@ -101,14 +95,14 @@ def starved_inside(inside: Console, port: int, v6: bool) -> Iterator[None]:
     with lossy(inside, port):
         outside.sendall(BIG[60_000:60_100])
     outside.sendall(BIG[60_100:60_200])
-    wait(lambda: sent_again(outside) > 0, "what was lost is sent again")
+    wait_until("what was lost is sent again", lambda: sent_again(outside) > 0, SOON)
     yield
     # all at once, since the other side asks ever more seldom
     inside.do(
         "for each in starving: threading.Thread(target=lambda s=each: fed.update({s: s.recv(60200, 256)})).start()"
     )
     inside.do("starving.clear()")
-    wait(lambda: inside.do(f"{name} in fed") is True, "the container reads all of it", 40)
+    wait_until("the container reads all of it", lambda: inside.do(f"{name} in fed") is True, 40)
     assert inside.do(f"fed[{name}] == (bytes(range(256)) * 4096)[:60200]") is True
 
 
@@ -159,7 +153,7 @@ def idle_with_keepalive(inside: Console, port: int, v6: bool) -> Iterator[None]:
         silences.append(silence_ms(outside))
         return silences[-1] < silences[-2]
 
-    wait(heard, "the other side's kernel answers")
+    wait_until("the other side's kernel answers", heard, SOON)
     outside.sendall(b"still there?")
     assert inside.do(f"{name}.recv(100).decode()") == "still there?"
 

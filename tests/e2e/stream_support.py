@@ -15,6 +15,7 @@ from lab.cluster import Cluster
 from lab.host import Host
 from lab.lab import CLIENT_ADDRESS
 from lab.macvlan import Place, ensure_network
+from tests.e2e.fidelity import remove
 from tests.e2e.stream_console import PORT
 
 PROGRAM = Path(__file__).with_name("stream_console.py")
@@ -25,6 +26,18 @@ T = TypeVar("T")
 def at_client(cluster: Cluster, work: Callable[[], T]) -> T:
     """Done at the lab's client: a socket made there stays there."""
     return within_path(str(cluster.lab.client.path), work)
+
+
+def _connected(cluster: Cluster, place: tuple[str, int], patience: float, again: type[OSError]) -> socket.socket:
+    """A connection from the lab's client, tried again after such an error."""
+    end = time.monotonic() + patience
+    while True:
+        try:
+            return at_client(cluster, lambda: socket.create_connection(place, timeout=20))
+        except again:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.05)
 
 
 class Console:
@@ -51,14 +64,8 @@ class Console:
 
     def connect(self, port: int, *, v6: bool = False, patience: float = 10.0) -> socket.socket:
         """A connection from the client, tried again for as long as nobody listens."""
-        end = time.monotonic() + patience
-        while True:
-            try:
-                return self.at_client(lambda: socket.create_connection((self.address(v6), port), timeout=20))
-            except ConnectionRefusedError:
-                if time.monotonic() > end:
-                    raise
-                time.sleep(0.05)
+        place = self.address(v6), port
+        return self._open.enter_context(_connected(self.cluster, place, patience, ConnectionRefusedError))
 
     def do(self, code: str) -> Any:
         """Run Python in the container; the value of an expression."""
@@ -88,14 +95,7 @@ class ByHost:
         self._connection.close()
 
     def call(self, port: int, patience: float = 20.0) -> socket.socket:
-        end = time.monotonic() + patience
-        while True:
-            try:
-                return at_client(self._cluster, lambda: socket.create_connection((self._address, port), timeout=20))
-            except OSError:
-                if time.monotonic() > end:
-                    raise
-                time.sleep(0.05)
+        return _connected(self._cluster, (self._address, port), patience, OSError)
 
     def do(self, code: str) -> Any:
         return _done(self._file, code)
@@ -128,11 +128,6 @@ def run(host: Host, name: str, place: Place, *options: str) -> None:
     host.ensure_image("py")
     ensure_network(host)
     host.docker("run", "-d", "--name", name, *place.options, *options, "py", "python3", "-c", PROGRAM.read_text())
-
-
-def remove(cluster: Cluster, name: str) -> None:
-    for host in HOSTS:
-        cluster[host].docker("rm", "--force", name, check=False)
 
 
 def network_of(host: Host, name: str) -> dict[str, object]:

@@ -5,6 +5,7 @@ import contextlib
 import socket
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,11 @@ import pytest
 from lab.cluster import Cluster
 from lab.host import Host
 from lab.macvlan import Place, ensure_network
+from lab.shell import LabError
 from lab.soak import Streams, move_about
 from protocol.commands import Reply, ReplyKind
 from protocol.errors import Consequence, ErrorCode
+from tests.e2e.fidelity import remove
 from tests.e2e.stream_console import PORT
 from tests.e2e.stream_states import CASES
 from tests.e2e.stream_support import (
@@ -26,7 +29,6 @@ from tests.e2e.stream_support import (
     by_host,
     console,
     network_of,
-    remove,
 )
 from tests.e2e.support import clean, until
 from tests.e2e.test_failures import replaced
@@ -88,7 +90,7 @@ async def test_connections_in_every_state_survive(outside: Cluster, source: str,
         for name, checks in reversed(made.items()):  # the last ones have the least time
             try:
                 await asyncio.to_thread(next, checks, None)
-            except (AssertionError, OSError) as error:
+            except (AssertionError, OSError, LabError) as error:
                 wrong[name] = f"{type(error).__name__}: {error}"
         assert not wrong
         await clean(outside, source, target)
@@ -160,9 +162,7 @@ async def test_short_connections_are_answered_or_wait(outside: Cluster) -> None:
                 reply = await moved(outside, "short", source, target)
                 assert reply.report is not None
                 assert not reply.report.notes
-                await until(
-                    lambda before=before: callers.done > before + 20 or bool(callers.wrong), "they are answered"
-                )
+                await until(partial(callers.beyond, before + 20), "they are answered")
         finally:
             callers.end()
         assert not callers.wrong
