@@ -1,6 +1,5 @@
 """Writable layer, volumes, bind mounts and file systems in memory are on the target what they were on the source."""
 
-import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -221,7 +220,8 @@ async def test_nothing_is_left_of_a_move_that_was_taken_back(pair: Cluster) -> N
             await moving.until(Phase.COPYING)
             await until(lambda: "bound" in there.run(["ls", "/srv/copied"]).stdout, "it is made")
             assert len(belongings(there)) == len(before) + 3
-            await asyncio.sleep(0.5)
+            place = there.docker("volume", "inspect", "--format", "{{.Mountpoint}}", "trees")
+            await until(lambda: there.run(["ls", "-A", place]).stdout != "", "something is written into it")
             await moving.cancel()
             reply = await moving.end()
         assert reply.error is not None

@@ -95,7 +95,7 @@ REFUSED = {
     "the interface eth0": "import socket; held = socket.socket(socket.AF_PACKET, 3); held.bind(('eth0', 3))",
     "/one, a name that is gone": ("import os; held = open('/one', 'w'); os.link('/one', '/other'); os.unlink('/one')"),
 }
-STOPS = "import os, signal, time; child = os.fork() or os.kill(os.getpid(), signal.SIGSTOP); time.sleep(0.2)"
+STOPS = "import os, signal; os.fork() or os.kill(os.getpid(), signal.SIGSTOP); os.waitpid(-1, os.WUNTRACED)"
 
 
 @pytest.mark.parametrize("what", REFUSED)
