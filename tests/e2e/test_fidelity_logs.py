@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from lab.cluster import Cluster
 from lab.host import Host
+from lab.shell import end
 from tests.e2e.fidelity import move, move_all, remove
 from tests.e2e.support import until
 
@@ -94,12 +95,12 @@ async def goes_on(host: Host, name: str, more: int = 25) -> None:
 async def test_clients_on_the_source_get_a_clean_end(pair: Cluster) -> None:
     """`docker logs --follow` and `docker attach` end by themselves, with whole lines; the log goes on at the target."""
     here, there = pair["b28"], pair["a26"]
-    name = "followed"
+    name, clients = "followed", []
     try:
         start(here, name, pause=0.01)
         script = f"docker logs --follow {name} >/tmp/follow 2>&1; echo $? >/tmp/follow-ended"
         attach = f"docker attach --no-stdin {name} >/tmp/attach 2>&1; echo $? >/tmp/attach-ended"
-        clients = [here.popen(["sh", "-c", text]) for text in (script, attach)]
+        clients += [here.popen(["sh", "-c", text]) for text in (script, attach)]
         both = ["test", "-s", "/tmp/follow", "-a", "-s", "/tmp/attach"]
         await until(lambda: here.run(both, check=False).returncode == 0, "they read")
         await move(pair, name, "b28", "a26")
@@ -111,4 +112,6 @@ async def test_clients_on_the_source_get_a_clean_end(pair: Cluster) -> None:
         assert followed[:-1] == printed(there, name)["out"][: len(followed) - 1]
     finally:
         remove(pair, name)
+        for client in clients:
+            end(client)
         here.run(["sh", "-c", "rm -f /tmp/follow* /tmp/attach*"])

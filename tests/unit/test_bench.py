@@ -146,14 +146,17 @@ def test_files_are_carried_over_a_socket(tmp_path: Path) -> None:
     (here / "empty").touch(mode=0o600)
     (here / "link").symlink_to("below/large")
     with subprocess.Popen([sys.executable, str(CARRY), "receive", "0"], stdout=subprocess.PIPE, text=True) as receiver:
-        assert receiver.stdout is not None
-        port = receiver.stdout.readline().split()[1]
-        sent = subprocess.run(
-            [sys.executable, str(CARRY), "send", "127.0.0.1", port],
-            input=f'[["{here}", "{there}"]]\n', capture_output=True, text=True, timeout=30,
-        )  # fmt: skip
-        assert sent.stdout.split() == ["ready", "done"], sent.stderr
-        assert receiver.wait(10) == 0
+        try:
+            assert receiver.stdout is not None
+            port = receiver.stdout.readline().split()[1]
+            sent = subprocess.run(
+                [sys.executable, str(CARRY), "send", "127.0.0.1", port],
+                input=f'[["{here}", "{there}"]]\n', capture_output=True, text=True, timeout=30,
+            )  # fmt: skip
+            assert sent.stdout.split() == ["ready", "done"], sent.stderr
+            assert receiver.wait(10) == 0
+        finally:
+            receiver.kill()
     assert (there / "below" / "large").read_bytes() == (here / "below" / "large").read_bytes()
     assert (there / "empty").stat().st_mode & 0o777 == 0o600
     assert (there / "link").readlink() == Path("below/large")
