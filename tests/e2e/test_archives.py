@@ -19,7 +19,7 @@ def shown(keeps: Cluster) -> Iterator[Cluster]:
     host = keeps["b28"]
     remove(host, NAME)
     run_counter(host, NAME, "--init", "--volume", "ck-shown-data:/data")
-    host.docker("exec", NAME, "sh", "-c", "echo kept > /data/file; rm /etc/hostname.not 2>/dev/null; rm -f /etc/passwd")
+    host.docker("exec", NAME, "sh", "-c", "echo kept > /data/file; rm /etc/passwd")
     run(keeps, "b28", f"head -c 32 /dev/urandom > {KEY}; head -c 32 /dev/urandom > {KEY}.other")
     run(keeps, "b28", f"transship checkpoint {NAME} -R --to {PLAIN}")
     run(keeps, "b28", f"transship checkpoint {NAME} -R --to {SEALED} --key-file {KEY} --with-image")
@@ -45,16 +45,11 @@ async def test_inspect_shows_whose_it_is_and_what_is_in_it(shown: Cluster) -> No
 
 
 async def test_verify_finds_a_changed_byte(shown: Cluster) -> None:
-    plain = f"zstd -dc {PLAIN} > /root/plain.tar" if tool(shown, "zstd") else ""
-    run(shown, "b28", plain or f"transship checkpoint {NAME} -R --compress none --to /root/plain.tar")
+    run(shown, "b28", f"transship checkpoint {NAME} -R --compress none --to /root/plain.tar")
     run(shown, "b28", "printf X | dd of=/root/plain.tar bs=1 seek=4000000 conv=notrunc status=none")
     bad = run(shown, "b28", "transship inspect /root/plain.tar --verify", check=False)
     assert bad.returncode == 1
     assert "not sound" in bad.stderr
-
-
-def tool(shown: Cluster, name: str) -> bool:
-    return shown["b28"].run(["which", name], check=False).returncode == 0
 
 
 async def test_checkpointctl_shows_it(shown: Cluster) -> None:
