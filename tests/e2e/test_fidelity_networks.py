@@ -1,9 +1,8 @@
 """Networks, addresses and published ports: made again on the target, announced there, and never taken from others."""
 
 import json
-import subprocess
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import pytest
 from lab.cluster import Cluster
 from lab.host import Host
 from lab.macvlan import Place
-from lab.shell import Process, end
+from lab.shell import PIPE, Process, end
 from protocol.errors import ErrorCode
 from tests.e2e.fidelity import PAIR_AGENT, idle, inspect, move, notes, remove, stays
 from tests.e2e.support import clean, until
@@ -179,6 +178,17 @@ async def test_a_missing_network_whose_subnet_is_used_by_another(pair: Cluster) 
         forget(pair, "inner", "rival")
 
 
+@asynccontextmanager
+async def taken(host: Host, port: int) -> AsyncIterator[None]:
+    """A program on the host listens there, on 127.0.0.1."""
+    listening = host.popen(["python3", "-m", "http.server", "--bind", "127.0.0.1", str(port)])
+    try:
+        await until(lambda: f"127.0.0.1:{port}" in host.run(["ss", "-ltn"]).stdout, "the port is taken")
+        yield
+    finally:
+        end(listening)
+
+
 async def test_published_ports_lead_to_it_on_the_target(pair: Cluster) -> None:
     """From outside, to the address of the host where it is; a port that is taken there is refused."""
     here, there = pair["a26"], pair["b28"]
@@ -186,12 +196,8 @@ async def test_published_ports_lead_to_it_on_the_target(pair: Cluster) -> None:
     try:
         serve(here, NAME, "--publish=8090:80", "--publish=127.0.0.1:8091:80")
         said = await until_answers(pair, was)
-        listening = there.popen(["python3", "-m", "http.server", "--bind", "127.0.0.1", "8091"])
-        try:
-            await until(lambda: "8091" in there.run(["ss", "-ltn"]).stdout, "the port is taken")
+        async with taken(there, 8091):
             await refused(pair, ErrorCode.PORT_TAKEN, "port 8091/tcp, which it publishes, is taken")
-        finally:
-            end(listening)
         await move(pair, NAME, "a26", "b28")
         assert await until_answers(pair, is_now) == said, "the same process"
         assert there.run(["curl", "--silent", "http://127.0.0.1:8091/"]).stdout == said
@@ -286,7 +292,7 @@ select.select([calling], [], [])
 
 @contextmanager
 def another_s_connection(host: Host) -> Iterator[Process]:
-    with host.popen(["python3", "-c", OF_ANOTHER], stdout=subprocess.PIPE) as process:
+    with host.popen(["python3", "-c", OF_ANOTHER], stdout=PIPE) as process:
         assert process.stdout is not None
         process.stdout.readline()
         try:
@@ -304,12 +310,8 @@ async def test_on_the_host_s_network(pair: Cluster, source: str, target: str) ->
         here.ensure_image("py")
         here.docker("run", "-d", "--name", NAME, "--network=host", "py", "python3", "-c", ON_THE_HOST)
         said = await until_answers(pair, was)
-        listening = there.popen(["python3", "-m", "http.server", "--bind", "127.0.0.1", "7997"])
-        try:
-            await until(lambda: "7997" in there.run(["ss", "-ltn"]).stdout, "the port is taken")
+        async with taken(there, 7997):
             await refused(pair, ErrorCode.PORT_TAKEN, "port 7997/tcp, which it holds", source, target)
-        finally:
-            end(listening)
         with another_s_connection(here) as one, another_s_connection(there) as other:
             reply = await move(pair, NAME, source, target)
             assert (one.poll(), other.poll()) == (None, None), "the hosts' other connections are as before"
