@@ -43,11 +43,15 @@ class Cluster:
         """Bring a lab up and an agent on each host; `agent` goes into every agent's configuration."""
         lab = Lab.up(name, list(specs), mode=mode)
         cluster = cls(lab)
-        for host in lab.hosts.values():
-            say(f"{host.name}: transship setup; transship agent")
-            host.run([TRANSSHIP, "setup"], timeout=60)
-            host.start_agent(config=agent or {})
-        asyncio.run(cluster.until_ready())
+        try:
+            for host in lab.hosts.values():
+                say(f"{host.name}: transship setup; transship agent")
+                host.run([TRANSSHIP, "setup"], timeout=60)
+                host.start_agent(config=agent or {})
+            asyncio.run(cluster.until_ready())
+        except BaseException:
+            lab.down()
+            raise
         return cluster
 
     @classmethod

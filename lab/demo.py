@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from agent.cli.timeline import bar, stretches
+from lab import shell
 from lab.cluster import Cluster
 from lab.host import Engine, HostSpec
 from lab.shell import LabError
@@ -46,6 +47,7 @@ class Story:
 
 def main() -> int:
     options = _options()
+    shell.unwind_on_sigterm()
     story = Story(options.json)
     began = time.monotonic()
     cluster: Cluster | None = None

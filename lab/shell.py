@@ -9,6 +9,7 @@ import os
 import select
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -101,6 +102,11 @@ def end(process: Process, how: signal.Signals = signal.SIGKILL, grace: float = 1
 def become(argv: Sequence[str], env: Mapping[str, str]) -> NoReturn:
     """Replace this process by a command: for a shell that a person types into."""
     os.execvpe(argv[0], list(argv), dict(env))
+
+
+def unwind_on_sigterm() -> None:
+    """Let SIGTERM end this process through every `finally`: `timeout` sends it, and the lab would be left standing."""
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
 
 
 def wait_until(what: str, true: Callable[[], bool], timeout: float, every: float = 0.02) -> None:

@@ -126,6 +126,7 @@ async def move_about(cluster: Cluster, name: str, way: Sequence[str], streams: S
 
 def main() -> int:
     options = _options()
+    shell.unwind_on_sigterm()
     cluster = Cluster.up("soak", HOSTS, say=print)
     try:
         for host in cluster.lab.hosts.values():

@@ -1,11 +1,11 @@
 """`./scripts/bench`: moves measured from outside, transship beside others, interleaved in one lab."""
 
 import argparse
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from lab import shell
 from lab.bench import atrest, page, record
 from lab.bench.place import SYSTEMS, Bench
 from lab.bench.record import Record
@@ -18,8 +18,7 @@ _DOCUMENT = Path(__file__).parents[2] / "docs" / "benchmarks.md"
 
 def main() -> int:
     options = _options()
-    # `timeout` and service managers end it so; by itself Python would leave the lab standing.
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    shell.unwind_on_sigterm()
     try:
         if options.page:
             records = [each for file in options.page for each in record.read(file)]
