@@ -74,6 +74,12 @@ def keeps() -> Iterator[Cluster]:
     yield from _up("keeps", HostSpec("a26", D26), HostSpec("b28", D28), HostSpec("c26", D26), agent=agent)
 
 
+@pytest.fixture(scope="module")
+def version2() -> Iterator[Cluster]:
+    """Both engines, with cgroup v2 alone, where stopped processes can be dumped too."""
+    yield from _up("objects", HostSpec("v26", D26, cgroup2=True), HostSpec("v28", D28, cgroup2=True))
+
+
 @pytest.fixture(scope="session")
 def programs() -> Iterator[Cluster]:
     """With userns-remap, so that programs of several users can be dumped in namespaces (facts.md)."""

@@ -1,13 +1,12 @@
 """One of every kernel object moves in one program, which looks at each afterwards; what can't be carried is refused."""
 
 import itertools
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from lab.cluster import Cluster
-from lab.host import Engine, Host, HostSpec
+from lab.host import Host
 from lab.macvlan import Place, ensure_network
 from protocol.commands import ReplyKind
 from protocol.errors import ErrorCode
@@ -44,19 +43,6 @@ async def checked(host: Host, name: str, turn: int) -> dict[str, str]:
     await until(lambda: end in host.docker("logs", name), "everything has been looked at", HELD_SECONDS)
     lines = host.docker("logs", name).partition(f"checked {turn - 1}\n")[2 if turn > 1 else 0].splitlines()
     return dict(line.split(" ", 1) for line in lines if not line.startswith(("holding", "checked")))
-
-
-@pytest.fixture(scope="module")
-def version2() -> Iterator[Cluster]:
-    """A pair of hosts with cgroup v2 alone, where stopped processes can be dumped too."""
-    specs = [
-        HostSpec(name, engine, cgroup2=True) for name, engine in (("v26", Engine.DOCKER26), ("v28", Engine.DOCKER28))
-    ]
-    cluster = Cluster.up("objects", specs)
-    try:
-        yield cluster
-    finally:
-        cluster.lab.down()
 
 
 async def test_every_kernel_object_is_what_it_was(version2: Cluster) -> None:

@@ -241,7 +241,7 @@ def system_v_messages() -> Iterator[None]:
 
 
 @held
-def waits_in_poll() -> Iterator[None]:
+def waits_in_a_system_call() -> Iterator[None]:
     """A child sleeps in a system call; the move must not end the call with EINTR."""
     left, right = socket.socketpair()
 

@@ -131,10 +131,9 @@ def protections_and_advice() -> Iterator[None]:
             for line in file:
                 words = line.split()
                 if "-" in words[0] and not words[0].endswith(":"):
-                    start, end = (int(word, 16) for word in words[0].split("-"))
+                    start = int(words[0].partition("-")[0], 16)
                     inside = place <= start < place + 5 * 4096
                     number, access = ((start - place) // 4096 if inside else -1), words[1]
-                    del end
                 elif words[0] == "VmFlags:" and number >= 0:
                     found[number] = (access, " ".join(word for word in words if word in ("lo", "dc", "wf", "dd")))
         return found

@@ -8,9 +8,9 @@ import struct
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
-from objects.held import Child, held, readable, same, stat, status, true
+from objects.held import Child, held, libc, readable, same, stat, status, true
 
 PR_SET_PDEATHSIG, PR_GET_PDEATHSIG, PR_SET_NAME = 1, 2, 15
 PR_SET_SUBREAPER, PR_GET_SUBREAPER, PR_CAP_AMBIENT = 36, 37, 47
@@ -18,13 +18,12 @@ PR_SET_NO_NEW_PRIVS = 38
 CAP_NET_RAW = 13
 
 
-def _fork(work: object = None) -> int:
+def _fork(work: Callable[[], object] = lambda: None) -> int:
     """A child that sleeps; `work` is called in it first."""
     read, write = os.pipe()
     pid = os.fork()
     if pid == 0:
-        if callable(work):
-            work()
+        work()
         os.write(write, b"x")
         while True:
             signal.pause()
@@ -133,7 +132,7 @@ def threads() -> Iterator[None]:
 
     def work(number: int) -> None:
         values.number = number
-        ctypes.CDLL(None).prctl(PR_SET_NAME, f"worker-{number}".encode(), 0, 0, 0)
+        libc.prctl(PR_SET_NAME, f"worker-{number}".encode(), 0, 0, 0)
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGRTMIN + 10 + number])
         numbers.append(threading.get_native_id())
         ready.wait()
@@ -166,7 +165,7 @@ def threads() -> Iterator[None]:
 @held
 def names_and_environment() -> Iterator[None]:
     os.environ["KEPT"] = "in the program"
-    ctypes.CDLL(None).prctl(PR_SET_NAME, b"holder", 0, 0, 0)
+    libc.prctl(PR_SET_NAME, b"holder", 0, 0, 0)
 
     def look() -> list[bytes | str]:
         found: list[bytes | str] = [os.environ["KEPT"], status()["Name"], os.readlink("/proc/self/exe")]
@@ -229,7 +228,6 @@ def rights() -> Iterator[None]:
     """Ambient and dropped capabilities, another user, seccomp filters of Docker's and of its own."""
 
     def ambient() -> None:
-        libc = ctypes.CDLL(None, use_errno=True)
         header, data = struct.pack("Ii", 0x20080522, 0), ctypes.create_string_buffer(24)
         libc.capget(header, data)
         effective, permitted, _ = struct.unpack_from("III", data.raw)
@@ -256,7 +254,6 @@ def rights() -> Iterator[None]:
 
 def _filtered(line: str) -> str:
     """In a child: a filter of its own that forbids getpriority; then whether it does."""
-    libc = ctypes.CDLL(None, use_errno=True)
     if line == "begin":
         code = [(0x20, 0, 0, 0), (0x15, 0, 1, 140), (0x06, 0, 0, 0x50001), (0x06, 0, 0, 0x7FFF0000)]
         program = b"".join(struct.pack("HBBI", *each) for each in code)
@@ -280,7 +277,6 @@ def ways_to_die() -> Iterator[None]:
 
 
 def _process_attributes(line: str) -> str:
-    libc = ctypes.CDLL(None, use_errno=True)
     if line == "set":
         libc.prctl(PR_SET_PDEATHSIG, int(signal.SIGUSR1), 0, 0, 0)
         libc.prctl(PR_SET_SUBREAPER, 1, 0, 0, 0)
@@ -308,7 +304,6 @@ def process_handle() -> Iterator[None]:
 @held
 def alternative_stack_and_restartable_sequences() -> Iterator[None]:
     """What the C library has registered with the kernel for its threads."""
-    libc = ctypes.CDLL(None, use_errno=True)
     stack = ctypes.create_string_buffer(65536)
     libc.sigaltstack(struct.pack("QixxxxQ", ctypes.addressof(stack), 0, 65536), None)
 
