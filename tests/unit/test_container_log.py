@@ -182,23 +182,21 @@ def test_a_long_line_of_the_local_driver_ends_once(places: dict[str, Path]) -> N
 @pytest.fixture
 def shim() -> Iterator[tuple[int, int, int]]:
     """A child that prints into two pipes which this process reads, as a shim does; its pid, and the read ends."""
-    (out, out_end), (err, err_end) = os.pipe(), os.pipe()
+    (out, out_end), (err, err_end), (ready, ready_end) = os.pipe(), os.pipe(), os.pipe()
     pid = os.fork()
     if pid == 0:
         os.dup2(out_end, 1)
         os.dup2(err_end, 2)
+        os.write(ready_end, b"x")
         os.read(os.pipe()[0], 1)
         os._exit(0)
-    for fd in (out_end, err_end):
+    for fd in (out_end, err_end, ready_end):
         os.close(fd)
-    while os.readlink(f"/proc/{pid}/fd/1") != os.readlink(f"/proc/self/fd/{out}"):
-        pass
-    while os.readlink(f"/proc/{pid}/fd/2") != os.readlink(f"/proc/self/fd/{err}"):
-        pass
+    assert os.read(ready, 1) == b"x"
     yield pid, out, err
-    os.kill(pid, 9)
+    os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
-    for fd in (out, err):
+    for fd in (out, err, ready):
         os.close(fd)
 
 
