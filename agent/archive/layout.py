@@ -29,6 +29,7 @@ DUMP_LOG = "dump.log"
 TAKEN = "migration/taken.json"
 HASHES = "migration/hashes.json"
 
+SHM_BYTES = 64 << 20
 MOST_JSON_BYTES = 16 << 20
 IMAGE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
@@ -80,20 +81,34 @@ def volume_member(name: str) -> str:
     return f"{VOLUMES}{name}.tar"
 
 
-def config_dump(manifest: Manifest, image_id: str, created: str, runtime: str) -> dict[str, JsonValue]:
-    """The reduced record that CRI-O writes (checkpointctl's lib/metadata.go)."""
+def config_dump(manifest: Manifest, created: str, runtime: str) -> dict[str, JsonValue]:
+    """The reduced record that CRI-O writes (checkpointctl's lib/metadata.go), and what Podman's import asks for beside.
+
+    Podman knows an image by the digest of its configuration. In the containerd image store it has another id: there
+    Podman finds it only by its name, and says so.
+    """
     at = manifest.at.isoformat().replace("+00:00", "Z")
+    image, attached = manifest.offer.image, bool(manifest.offer.networks)
     return {
         "id": manifest.container_id,
         "name": manifest.container,
-        "rootfsImage": manifest.offer.image.name,
-        "rootfsImageRef": image_id,
-        "rootfsImageName": manifest.offer.image.name,
+        "rootfsImage": image.name,
+        "rootfsImageRef": image.id,
+        "rootfsImageName": image.name,
+        "rootfsImageID": image.id.removeprefix("sha256:"),
         "runtime": runtime,
         "createdTime": created or at,
         "checkpointedTime": at,
         "restoredTime": "0001-01-01T00:00:00Z",
         "restored": False,
+        "createNetNS": True,
+        "networkMode": "bridge" if attached else "none",
+        "newNetworks": {"podman": {"interface_name": "eth0"}} if attached else {},
+        "shmSize": SHM_BYTES,
+        "stopSignal": 15,
+        "stopTimeout": 10,
+        "logDriver": "k8s-file",
+        "cgroupsMode": "enabled",
     }
 
 
@@ -116,7 +131,9 @@ def spec_dump(spec: dict[str, Any], manifest: Manifest) -> dict[str, Any]:
     image = manifest.offer.image
     ours = annotations(manifest.container, manifest.container_id, image.name, image.id)
     said = {**(spec.get("annotations") or {}), **ours}
-    return {**spec, "annotations": {**said, "io.kubernetes.cri.container-name": manifest.container}}
+    # hooks are this host's own: dockerd's network hook means nothing anywhere else
+    portable = {key: value for key, value in spec.items() if key != "hooks"}
+    return {**portable, "annotations": {**said, "io.kubernetes.cri.container-name": manifest.container}}
 
 
 def network_status(offer: Offer) -> dict[str, Any]:

@@ -153,7 +153,7 @@ async def write_head(writer: ArchiveWriter, subject: Subject, host: Host, wanted
     await writer.json(layout.MANIFEST, manifest)
     found = await host.docker.find(subject.id)
     created = str(found.raw.get("Created", "")) if found is not None else ""
-    await writer.json(layout.CONFIG, layout.config_dump(manifest, subject.offer.image.id, created, "runc"))
+    await writer.json(layout.CONFIG, layout.config_dump(manifest, created, "runc"))
     await writer.json(layout.SPEC, layout.spec_dump(await asyncio.to_thread(oci_spec, subject.id), manifest))
     await writer.json(layout.NETWORKS, layout.network_status(subject.offer))
     await writer.json(layout.BINDS, bind_mounts(subject))

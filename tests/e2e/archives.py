@@ -8,6 +8,7 @@ from typing import Any
 from lab import roots
 from lab.cluster import TRANSSHIP, Cluster
 from lab.host import Host
+from lab.node import Node
 from lab.shell import Completed
 
 
@@ -53,8 +54,9 @@ def remove(host: Host, *names: str) -> None:
     host.docker("rm", "--force", "--volumes", *names, check=False)
 
 
-def copy(here: Host, there: Host, path: str) -> None:
-    with open(f"/proc/{here.node.init().pid}/root{path}", "rb") as file:
+def copy(here: Host | Node, there: Host | Node, path: str) -> None:
+    node = here.node if isinstance(here, Host) else here
+    with open(f"/proc/{node.init().pid}/root{path}", "rb") as file:
         there.run(["sh", "-c", f"cat > {path}"], stdin=file)
 
 
