@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
@@ -88,6 +89,34 @@ async def to_the_end(work: Coroutine[Any, Any, A]) -> A:
     if cancel is not None:
         raise cancel from (None if task.cancelled() else task.exception())
     return task.result()
+
+
+async def in_own_thread(work: Callable[[], A]) -> A:
+    """Do what blocks for as long as somebody else likes. A cancel leaves the thread to itself, and so does the end of
+    the program, which would wait for one of asyncio's own.
+    """
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[A] = loop.create_future()
+
+    def settle(result: A | None, error: BaseException | None) -> None:
+        if done.cancelled():
+            return
+        if error is not None:
+            done.set_exception(error)
+        else:
+            done.set_result(result)  # type: ignore[arg-type]
+
+    def run() -> None:
+        result, failure = None, None
+        try:
+            result = work()
+        except Exception as error:
+            failure = error
+        with contextlib.suppress(RuntimeError):  # nobody waits any more
+            loop.call_soon_threadsafe(settle, result, failure)
+
+    threading.Thread(target=run, name="blocked by others", daemon=True).start()
+    return await done
 
 
 async def until_it_works(what: str, work: Callable[[], Awaitable[A]], pause: float) -> A:

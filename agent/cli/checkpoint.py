@@ -8,9 +8,11 @@ import contextlib
 import os
 import secrets
 import shutil
+import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +20,7 @@ from pydantic import ValidationError
 
 from agent.base import config
 from agent.base.errors import Refused, StepFailed, from_wire
+from agent.base.tasks import in_own_thread
 from agent.cli import finding
 from agent.cli.controller import Controller
 from agent.cli.listing import known
@@ -205,6 +208,9 @@ def _pipe(key_file: Path | None) -> Iterator[Path]:
             f"{PIPES} can't be used: {error.strerror}",
             hint="a file or `-` needs root, on the host itself; without --to the checkpoint stays in the host's folder",
         ) from None
+    loop = asyncio.get_running_loop()
+    # a key may lie in it: whoever ends this program politely has it cleaned up, as by Ctrl-C
+    loop.add_signal_handler(signal.SIGTERM, os.kill, os.getpid(), signal.SIGINT)
     try:
         for name in (DATA, ACK):
             os.mkfifo(folder / name, 0o600)
@@ -212,6 +218,7 @@ def _pipe(key_file: Path | None) -> Iterator[Path]:
             _keep_key(folder / KEY, key_file)
         yield folder
     finally:
+        loop.remove_signal_handler(signal.SIGTERM)
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -298,7 +305,7 @@ class _File:
 async def _take(data: int, ack: Path, file: _File) -> None:
     try:
         async for chunk in _chunks(data):
-            await asyncio.to_thread(_write_all, file.fd, chunk)
+            await in_own_thread(partial(_write_all, file.fd, chunk))
         await asyncio.to_thread(file.keep)
     except OSError as error:
         raise StepFailed(f"the archive can't be written: {error.strerror}") from error
@@ -354,7 +361,7 @@ async def _give(source: int, data: int) -> None:
     loop, ready = asyncio.get_running_loop(), asyncio.Event()
     loop.add_writer(data, ready.set)
     try:
-        while chunk := await asyncio.to_thread(os.read, source, CHUNK):
+        while chunk := await in_own_thread(partial(os.read, source, CHUNK)):
             left = memoryview(chunk)
             while left:
                 try:

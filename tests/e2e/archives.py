@@ -3,13 +3,16 @@
 import json
 import tarfile
 import tempfile
+from dataclasses import dataclass
 from typing import Any
 
 from lab import roots
 from lab.cluster import TRANSSHIP, Cluster
 from lab.host import Host
 from lab.node import Node
-from lab.shell import Completed
+from lab.shell import PIPE, Completed, Process
+
+KEEPS_AGENT = {"checkpoints": {"insecure_registries": ["a26:5000"]}}
 
 
 def controller(cluster: Cluster) -> dict[str, str]:
@@ -23,10 +26,41 @@ def controller(cluster: Cluster) -> dict[str, str]:
     }
 
 
+def environment(cluster: Cluster) -> dict[str, str]:
+    """That of a person who is root on a host; `transship` is the controller's."""
+    return controller(cluster) | {
+        "PATH": f"{TRANSSHIP.rpartition('/')[0]}:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+    }
+
+
 def run(cluster: Cluster, host: str, words: str, *, check: bool = True, timeout: float = 180) -> Completed:
-    """A line of shell on a host, as a person who is root there; `transship` is the controller's."""
-    env = controller(cluster) | {"PATH": f"{TRANSSHIP.rpartition('/')[0]}:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
-    return cluster[host].run(["bash", "-o", "pipefail", "-ec", words], env=env, check=check, timeout=timeout)
+    """A line of shell on a host, as its root types it."""
+    argv = ["bash", "-o", "pipefail", "-ec", words]
+    return cluster[host].run(argv, env=environment(cluster), check=check, timeout=timeout)
+
+
+@dataclass(frozen=True, slots=True)
+class Typed:
+    """A command that root has typed on a host, and that has not ended by itself yet."""
+
+    host: Host
+    process: Process
+    pid: int
+    """On the host, whose numbers are not the lab's."""
+
+    def end(self) -> int:
+        """End it as whoever stops its service would; how it has ended."""
+        self.host.run(["kill", "-TERM", str(self.pid)], check=False)
+        with self.process:
+            return self.process.wait(20)
+
+
+def typed(cluster: Cluster, host: str, words: str) -> Typed:
+    """Start a command without waiting for it."""
+    argv = ["bash", "-ec", f"echo $$; exec {words}"]
+    process = cluster[host].popen(argv, env=environment(cluster), stdout=PIPE, text=True)
+    assert process.stdout is not None
+    return Typed(cluster[host], process, int(process.stdout.readline()))
 
 
 def said(cluster: Cluster, host: str, words: str) -> dict[str, Any]:

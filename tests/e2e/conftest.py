@@ -12,6 +12,7 @@ from lab import Host, Lab
 from lab.cluster import Cluster
 from lab.host import Engine, HostSpec
 from lab.shell import LabError
+from tests.e2e.archives import KEEPS_AGENT
 from tests.e2e.engines import CGROUP2, HOLD, HOSTS, NAME, door
 from tests.e2e.fidelity import PAIR_AGENT
 
@@ -70,8 +71,7 @@ def pair() -> Iterator[Cluster]:
 @pytest.fixture(scope="session")
 def keeps() -> Iterator[Cluster]:
     """Both engines, and the older one twice, for checkpoints; a26 may have a registry."""
-    agent = {"checkpoints": {"insecure_registries": ["a26:5000"]}}
-    yield from _up("keeps", HostSpec("a26", D26), HostSpec("b28", D28), HostSpec("c26", D26), agent=agent)
+    yield from _up("keeps", HostSpec("a26", D26), HostSpec("b28", D28), HostSpec("c26", D26), agent=KEEPS_AGENT)
 
 
 @pytest.fixture(scope="module")
