@@ -22,7 +22,7 @@ FLOORS = [
     {"protocol"},
 ]
 LIBRARIES = {
-    "aiodocker": "agent/doors/docker",
+    "aiodocker": "agent/doors/docker_gate",
     "aiomqtt": "agent/doors/mqtt",
     "aiohttp.web": "agent/doors/peer_server",
     "sqlite3": "agent/migration/journal",
