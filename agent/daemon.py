@@ -25,9 +25,11 @@ from agent.inventory import Inventory
 from agent.logs import set_up_logging
 from agent.migration.host import Host
 from agent.migration.journal import Journal
+from agent.migration.kept import Kept
 from agent.migration.machine import Role
 from agent.migration.sources import Sources
 from agent.migration.targets import Targets
+from agent.vault.natives import Natives
 from agent.vault.schedule import Schedule
 from agent.vault.vault import Vault
 from protocol.peer import DecisionKind
@@ -35,6 +37,8 @@ from protocol.peer import DecisionKind
 log = logging.getLogger("agent")
 
 READ_RETAINED_SECONDS = 2.0
+CHANGES = ("start", "die", "rename", "destroy")
+"""Events after which another checkpoint may be the next one that is due."""
 
 
 class Asking:
@@ -73,10 +77,12 @@ class Agent:
         self.sources = Sources(self.host, self.peer, self.announcer)
         self.targets = Targets(self.host, Asking(self), lambda peer, migration: self.vault.decision(peer, migration))
         self.vault = Vault(self.host, self.sources, self.targets, self.peer)
+        self.natives = Natives(self.host, self.sources, self.peer)
+        self.kept = Kept(self.host.docker, settings.state_dir)
         self.schedule = Schedule(self.host.docker, self.vault.store, self.vault.scheduled, settings.host)
-        self.dispatcher = Dispatcher(self.host, self.announcer, self.sources, self.targets, self.vault)
+        self.dispatcher = Dispatcher(self.host, self.announcer, self.sources, self.targets, self.vault, self.natives)
         self.inventory = Inventory(self.host.docker, settings.host, self.announcer, engine=self.host.engine)
-        self._server = PeerServer(settings.peer, self.targets)
+        self._server = PeerServer(settings.peer, self.targets, self.natives)
 
     def peer(self, name: str, last_url: str = "") -> PeerClient:
         """A client for a peer, at the address that it says of itself, or `last_url` until it has said one."""
@@ -94,6 +100,15 @@ class Agent:
             self.sources.container_died(event.container_id)
         elif event.action == "kill":
             self.sources.container_signalled(event.container_id, event.attributes.get("signal", ""))
+        if event.action in ("start", "destroy"):
+            self.kept.started(event.container_id)
+        if event.action in CHANGES:
+            self.schedule.changed()
+
+    def _docker_listed(self) -> None:
+        self.kept.look()
+        self.natives.look()
+        self.schedule.changed()
 
     async def run(self, stopped: asyncio.Event) -> None:
         """Run until `stopped` is set.
@@ -107,6 +122,7 @@ class Agent:
         self.vault.sweep()
         await self._recover()
         self.inventory.on_event(self._docker_event)
+        self.inventory.on_list(self._docker_listed)
         self.broker.on_host_status(self.announcer.heard)
         loops = [
             asyncio.create_task(self.broker.run(), name="broker"),
@@ -135,6 +151,8 @@ class Agent:
         for task in loops:
             task.cancel()
         await asyncio.gather(*loops, return_exceptions=True)
+        await self.kept.close()
+        await self.natives.close()
         await self.host.docker.close()
         await self.host.journal.close()
         log.info("agent of %s has stopped", self._settings.host)

@@ -18,6 +18,7 @@ from agent.migration.report import report
 from agent.migration.run import Run
 from agent.migration.sources import Sources, untouched
 from agent.migration.targets import Targets
+from agent.vault.natives import Natives
 from agent.vault.vault import Outcome, Vault
 from protocol.base import utc_now
 from protocol.commands import (
@@ -27,6 +28,10 @@ from protocol.commands import (
     ListCheckpoints,
     ListMigrations,
     Migrate,
+    NativeCreate,
+    NativeList,
+    NativeRemove,
+    NativeStart,
     OpenMigration,
     PinCheckpoint,
     Ping,
@@ -55,12 +60,15 @@ class Hosts(Protocol):
 class Dispatcher:
     """Knows the commands; the work is done by sources and targets."""
 
-    def __init__(self, host: Host, hosts: Hosts, sources: Sources, targets: Targets, vault: Vault) -> None:
+    def __init__(
+        self, host: Host, hosts: Hosts, sources: Sources, targets: Targets, vault: Vault, natives: Natives
+    ) -> None:
         self._host = host
         self._hosts = hosts
         self._sources = sources
         self._targets = targets
         self._vault = vault
+        self._natives = natives
         self._waiting: dict[str, list[Answer]] = {}
         """Migration -> who wants to know how it ends."""
 
@@ -134,6 +142,8 @@ class Dispatcher:
                 return await self._keep(command, answer)
             case ListCheckpoints() | RemoveCheckpoint() | PinCheckpoint():
                 return self._stored(command)
+            case NativeCreate() | NativeList() | NativeRemove() | NativeStart():
+                return await self._native(command, answer)
 
     def _stored(self, command: ListCheckpoints | RemoveCheckpoint | PinCheckpoint) -> Reply:
         """What has to do with the host's folder alone."""
@@ -157,6 +167,26 @@ class Dispatcher:
                 hint="`transship ps` lists them",
             )
         return container
+
+    async def _native(self, command: NativeCreate | NativeList | NativeRemove | NativeStart, answer: Answer) -> Reply:
+        """Docker's own checkpoints; two of the four take their time, and are accepted first."""
+        container = await self._found(command.container)
+        match command:
+            case NativeList():
+                names = await self._natives.names(container)
+                return self._reply(command.id, ReplyKind.FINISHED, native=names)
+            case NativeRemove():
+                await self._natives.remove(container, command.name)
+            case NativeCreate():
+                await answer(self._reply(command.id, ReplyKind.ACCEPTED))
+                await self._natives.create(container, command.name, leave_running=command.leave_running)
+            case NativeStart():
+                elsewhere = command.on if command.on != self._host.name else None
+                if elsewhere is not None:
+                    self._check_target(container.name, elsewhere)
+                await answer(self._reply(command.id, ReplyKind.ACCEPTED))
+                await self._natives.start(container, command.name, elsewhere)
+        return self._reply(command.id, ReplyKind.FINISHED)
 
     async def _keep(self, command: Checkpoint | Restore, answer: Answer) -> Reply:
         """A checkpoint or a restore: accepted, and answered again when it has ended."""

@@ -78,6 +78,7 @@ class Inventory:
         self._engine = engine or docker.engine
         self._migration_of = migration_of
         self._callbacks: list[Callback] = []
+        self._list_callbacks: list[Callable[[], None]] = []
         self._published: dict[str, ContainerStatus | None] = dict.fromkeys(known)
         self._looking: dict[str, asyncio.Task[None]] = {}
         self._again: set[str] = set()
@@ -88,6 +89,10 @@ class Inventory:
     def on_event(self, callback: Callback) -> None:
         """Have each event told, in order and before anything is published of it. It may come twice."""
         self._callbacks.append(callback)
+
+    def on_list(self, callback: Callable[[], None]) -> None:
+        """Have it told when all was looked at anew: events may have been missed before."""
+        self._list_callbacks.append(callback)
 
     async def run(self) -> None:
         """Follow Docker until cancelled."""
@@ -202,6 +207,8 @@ class Inventory:
         for summary in found.values():
             await self._publish(summary)
         await self._told(self._publisher.listed())
+        for callback in self._list_callbacks:
+            callback()
 
     async def _ended_unseen(self, before: ContainerStatus) -> None:
         event = DockerEvent("container", "die", "", before.id, before.name, {}, time.time_ns())

@@ -18,6 +18,10 @@ StoreRef = Annotated[str, StringConstraints(pattern=STORE)]
 """Empty: the host's own folder. `oci:REGISTRY/NAME`: a repository in a registry."""
 
 
+NativeName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$")]
+"""Of a checkpoint of Docker's own, which is a folder's name there."""
+
+
 class CheckpointInfo(WireModel):
     """One checkpoint that was taken."""
 

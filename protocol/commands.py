@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field, TypeAdapter
 
 from protocol.base import PROTOCOL_VERSION, CommandId, ContainerRef, HostName, MigrationId, Timestamp, WireModel
-from protocol.checkpoint import CheckpointId, CheckpointInfo, PipeId, StoreRef
+from protocol.checkpoint import CheckpointId, CheckpointInfo, NativeName, PipeId, StoreRef
 from protocol.errors import ErrorInfo
 from protocol.status import MigrationReport
 
@@ -152,6 +152,40 @@ class PinCheckpoint(_Command):
     pinned: bool = True
 
 
+class NativeCreate(_Command):
+    """Have dockerd take a checkpoint of its own of a running container (`engine: native`); it is stopped by that."""
+
+    kind: Literal["native-create"] = "native-create"
+    container: ContainerRef
+    name: NativeName
+    leave_running: bool = False
+
+
+class NativeList(_Command):
+    """The checkpoints of its own that dockerd has of a container."""
+
+    kind: Literal["native-list"] = "native-list"
+    container: ContainerRef
+
+
+class NativeRemove(_Command):
+    """Remove one of them."""
+
+    kind: Literal["native-remove"] = "native-remove"
+    container: ContainerRef
+    name: NativeName
+
+
+class NativeStart(_Command):
+    """Start a stopped container from one, here or on another host, and prove that it was a restore."""
+
+    kind: Literal["native-start"] = "native-start"
+    container: ContainerRef
+    name: NativeName
+    on: HostName | None = None
+    """Where a container like it is made and started; this host, and this container, if it is not said."""
+
+
 class Ping(_Command):
     """Is the agent there, and which version is it?"""
 
@@ -168,6 +202,10 @@ _All = (
     | ListCheckpoints
     | RemoveCheckpoint
     | PinCheckpoint
+    | NativeCreate
+    | NativeList
+    | NativeRemove
+    | NativeStart
     | Ping
 )
 Command = Annotated[_All, Field(discriminator="kind")]
@@ -211,6 +249,8 @@ class Reply(WireModel):
     checkpoint: CheckpointInfo | None = None
     """The one that was taken."""
     checkpoints: tuple[CheckpointInfo, ...] | None = None
+    native: tuple[str, ...] | None = None
+    """Names of Docker's own checkpoints, as listed."""
     notes: tuple[str, ...] = ()
     """Of a restore: what is not exactly as it was, each a sentence."""
     agent_version: str | None = None

@@ -10,6 +10,8 @@
                                               or the program of --init (init), as it is
     PUT    /v1/migrations/ID/printed          frames: what was printed since the log files were sent
     PUT    /v1/migrations/ID/images           tarball of CRIU image segments, sent while CRIU still writes
+    POST   /v1/migrations/ID/native           NativeOffer: what is to start there from Docker's own checkpoint
+    PUT    /v1/migrations/ID/native           tarball: that checkpoint and the writable layer; answered when it runs
     POST   /v1/migrations/ID/alive            the source is still at it: the target's lease before `prepared` goes on
     POST   /v1/migrations/ID/prepare          Manifest -> Prepared; no manifest, no restore
     POST   /v1/migrations/ID/go               Go -> Running: the decision was commit
@@ -26,6 +28,7 @@ from typing import Any, Literal
 from pydantic import JsonValue
 
 from protocol.base import PROTOCOL_VERSION, ContainerId, HostName, MigrationId, WireModel
+from protocol.checkpoint import NativeName
 from protocol.commands import SourcePolicy, TcpPolicy
 from protocol.status import Engine, PhaseTime
 
@@ -84,6 +87,20 @@ class Listening(WireModel):
     address: str
     """0.0.0.0 or :: for all of them."""
     port: int
+
+
+class NativeOffer(WireModel):
+    """A stopped container that is to go on elsewhere from a checkpoint of Docker's own."""
+
+    version: Literal[1] = PROTOCOL_VERSION
+    migration: MigrationId
+    container: str
+    checkpoint: NativeName
+    create: dict[str, Any]
+    """Body of POST /containers/create, without runtime and restart policy."""
+    restart_policy: dict[str, JsonValue]
+    """Set once it runs."""
+    image: ImageRef
 
 
 class Offer(WireModel):

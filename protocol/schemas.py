@@ -35,6 +35,10 @@ COMMANDS: Final[tuple[type[BaseModel], ...]] = (
     commands.ListCheckpoints,
     commands.RemoveCheckpoint,
     commands.PinCheckpoint,
+    commands.NativeCreate,
+    commands.NativeList,
+    commands.NativeRemove,
+    commands.NativeStart,
     commands.Ping,
 )
 SAID: Final[tuple[type[BaseModel], ...]] = (
@@ -54,6 +58,7 @@ PEER: Final[tuple[type[BaseModel], ...]] = (
     peer.Prepared,
     peer.Running,
     peer.Decision,
+    peer.NativeOffer,
 )
 
 

@@ -20,7 +20,7 @@ from agent.base.tasks import all_of
 from agent.doors.tls import client_context, watch_for_death
 from protocol.base import WireModel
 from protocol.errors import ErrorCode, ErrorInfo
-from protocol.peer import Answer, Created, Decision, Manifest, Offer, Prepared, Running, SentPart, Staged
+from protocol.peer import Answer, Created, Decision, Manifest, NativeOffer, Offer, Prepared, Running, SentPart, Staged
 
 wire = logging.getLogger("agent.wire")
 
@@ -94,6 +94,13 @@ class PeerClient:
 
     async def go(self, migration: str) -> Running:
         return await self._ask(Running, "POST", migration, "/go", None, self._deadlines.go)
+
+    async def offer_native(self, offer: NativeOffer) -> None:
+        await self._call("POST", offer.migration, "/native", offer, self._deadlines.offer)
+
+    async def send_native(self, migration: str, chunks: AsyncIterator[bytes]) -> SentPart:
+        """Returns when it runs there."""
+        return await self._send(migration, "/native", "native", chunks)
 
     async def alive(self, migration: str) -> None:
         await self._call("POST", migration, "/alive", None, self._deadlines.connect)

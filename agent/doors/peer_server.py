@@ -17,7 +17,7 @@ from agent.base.errors import AgentError, CorruptPart, Refused, TransferFailed
 from agent.doors.tls import server_context, watch_for_death
 from protocol.base import WireModel
 from protocol.errors import Consequence, ErrorCode, ErrorInfo
-from protocol.peer import Answer, Created, Decision, Manifest, Offer, Prepared, Running, SentPart, Staged
+from protocol.peer import Answer, Created, Decision, Manifest, NativeOffer, Offer, Prepared, Running, SentPart, Staged
 
 log = logging.getLogger("agent.peer")
 wire = logging.getLogger("agent.wire")
@@ -66,12 +66,20 @@ class PeerHandler(Protocol):
     async def decision(self, peer: str, migration: str) -> Decision: ...
 
 
+class NativeHandler(Protocol):
+    """What the agent does with a container that comes by Docker's own checkpoint."""
+
+    async def offer(self, peer: str, offer: NativeOffer) -> None: ...
+    async def take(self, peer: str, migration: str, stream: Stream) -> None: ...
+
+
 class PeerServer:
     """Listens for peers until it is closed."""
 
-    def __init__(self, link: PeerLink, handler: PeerHandler) -> None:
+    def __init__(self, link: PeerLink, handler: PeerHandler, native: NativeHandler) -> None:
         self._link = link
         self._handler = handler
+        self._native = native
         self._runner: web.AppRunner | None = None
 
     async def start(self) -> None:
@@ -90,6 +98,8 @@ class PeerServer:
                 web.put(f"{one}/images", self._images),
                 web.post(f"{one}/prepare", self._prepare),
                 web.post(f"{one}/go", self._go),
+                web.post(f"{one}/native", self._native_offer),
+                web.put(f"{one}/native", self._native_take),
                 web.post(f"{one}/alive", self._alive),
                 web.post(f"{one}/forget", self._forget),
                 web.delete(one, self._discard),
@@ -151,6 +161,16 @@ class PeerServer:
         if offer.migration != request.match_info["id"] or offer.source != request["peer"]:
             raise Refused(ErrorCode.PEER_NOT_ALLOWED, "the offer is not the caller's own")
         return _answer(await self._handler.offer(request["peer"], offer))
+
+    async def _native_offer(self, request: web.Request) -> web.Response:
+        offer = await _message(request, NativeOffer)
+        if offer.migration != request.match_info["id"]:
+            raise Refused(ErrorCode.BAD_COMMAND, "the offer is of another migration")
+        await self._native.offer(request["peer"], offer)
+        return web.Response(status=204)
+
+    async def _native_take(self, request: web.Request) -> web.Response:
+        return await self._take(request, "native", self._native.take)
 
     async def _take(
         self, request: web.Request, name: str, take: Callable[[str, str, Stream], Awaitable[None]]

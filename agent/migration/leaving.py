@@ -13,7 +13,7 @@ from agent.base.errors import AgentError, DockerFailed
 from agent.base.tasks import within
 from agent.checkpoint import freezer, proc
 from agent.doors.peer_client import PeerClient
-from agent.migration import belongings, restarting
+from agent.migration import belongings, kept, restarting
 from agent.migration.host import Host
 from agent.migration.run import Run
 from agent.migration.subject import Subject
@@ -94,7 +94,13 @@ async def tell_alive(peer: PeerClient, run: Run) -> None:
 
 
 async def put_policy_back(host: Host, run: Run, subject: Subject) -> None:
-    """Make sure that the container has its own restart policy, and runs if it would run by that."""
+    """Make sure that the container has its own restart policy, and runs if it would run by that; but not one that is
+    ended since it is in a checkpoint.
+    """
+    if kept.recall(host.settings.state_dir, subject.id) is not None:
+        if not subject.cgroup.tasks():  # dockerd need not know yet
+            return
+        kept.let_go(host.settings.state_dir, subject.id)
     await restarting.set_back(host.docker, subject.id, subject.restart_policy)
     await restarting.start_as_docker_would(host.docker, subject.id, subject.restart_policy, stopped=run.stopped)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from agent.base.errors import Refused
 from agent.checkpoint import freezer, measure, proc
 from agent.doors.docker_model import Container, Exec, Image
-from agent.migration import admission, belongings, connections, pins, spec
+from agent.migration import admission, belongings, connections, kept, pins, spec
 from agent.migration.host import Host
 from agent.migration.obstacles import (
     belongings_against,
@@ -83,7 +83,7 @@ async def examine(host: Host, request: Migrate, migration: str) -> Subject:
     return await _subject(host, request, migration, container, image, details, view, memory, held)
 
 
-def _image(container: Container, image: Image) -> ImageRef:
+def image_ref(container: Container, image: Image) -> ImageRef:
     return ImageRef(
         name=container.image,
         id=image.id,
@@ -167,8 +167,8 @@ async def _subject(
         container=container.name,
         container_id=container.id,
         create=details.create,
-        restart_policy=dict(container.restart_policy),
-        image=_image(container, image),
+        restart_policy=kept.policy_of(host.settings.state_dir, container),
+        image=image_ref(container, image),
         volumes=volumes,
         networks=details.networks if details.address_moves_along else _without_addresses(details.networks),
         pinned=details.pinned,
@@ -188,7 +188,7 @@ async def _subject(
         name=container.name,
         pid=container.pid,
         cgroup=freezer.cgroup_of(container.pid),
-        restart_policy=dict(container.restart_policy),
+        restart_policy=kept.policy_of(host.settings.state_dir, container),
         auto_remove=container.auto_remove,
         offer=offer,
         trees=tuple(trees),

@@ -42,13 +42,13 @@ class Place(Protocol):
     def size(self) -> int: ...
     async def put(self, chunk: bytes) -> None: ...
     async def keep(self) -> None:
-        """Return when all of it is where it outlives this host's crash."""
+        """Return when all of its bytes are where they outlive this host's crash."""
 
     async def drop(self) -> None:
         """Make sure that nothing is left of it."""
 
     async def note(self, info: CheckpointInfo) -> None:
-        """Write down what it is, beside it."""
+        """Write down what it is, beside it; where it lies in a folder, it is there from then on."""
 
     def close(self) -> None:
         """Let go of it; what was not kept is removed."""
@@ -77,10 +77,10 @@ class InStore:
 
     async def keep(self) -> None:
         await self._output.finish()
-        await to_the_end(asyncio.to_thread(self._sync))
+        await to_the_end(asyncio.to_thread(os.fsync, self._fd))
 
-    def _sync(self) -> None:
-        os.fsync(self._fd)
+    def _list(self, info: CheckpointInfo) -> None:
+        self._store.note(info)  # first: with its name the archive is complete, and known
         self._part.rename(self._path)
         folder = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
@@ -89,11 +89,11 @@ class InStore:
             os.close(folder)
 
     async def drop(self) -> None:
-        self._store.forget(self._checkpoint)
         self._path.unlink(missing_ok=True)
+        self._store.forget(self._checkpoint)
 
     async def note(self, info: CheckpointInfo) -> None:
-        await to_the_end(asyncio.to_thread(self._store.note, info))
+        await to_the_end(asyncio.to_thread(self._list, info))
 
     def close(self) -> None:
         os.close(self._fd)

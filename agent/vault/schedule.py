@@ -7,6 +7,7 @@ once. A checkpoint that fails is tried again when its time comes again; the cont
 """
 
 import asyncio
+import contextlib
 import logging
 import re
 import time
@@ -21,7 +22,8 @@ log = logging.getLogger("agent.vault")
 
 LABEL = "transship.checkpoint.every"
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-LOOK_SECONDS = 5.0
+LONGEST_WAIT_SECONDS = 3600.0
+"""The wall clock may be set while one waits by the other."""
 
 Take = Callable[[str], Awaitable[None]]
 """Takes a checkpoint of the container of that id, to its end."""
@@ -45,29 +47,49 @@ class Schedule:
         self._begun: dict[str, float] = {}
         """By container: when its last one was begun, or when it was first seen."""
         self._complained: set[str] = set()
+        self._changed = asyncio.Event()
+
+    def changed(self) -> None:
+        """A container was started, has ended, or has another name: look anew which is the next."""
+        self._changed.set()
 
     async def run(self) -> None:
-        """For ever."""
+        """For ever: from one that is due to the next, or till something changes."""
         while True:
-            await asyncio.sleep(LOOK_SECONDS)
+            self._changed.clear()
+            wait = LONGEST_WAIT_SECONDS
             try:
-                await self.look(time.time())
-            except AgentError as error:  # dockerd is away: it comes back
+                due = await self.look(time.time())
+                if due is not None:
+                    wait = min(wait, max(0.0, due - time.time()))
+            except AgentError as error:  # dockerd is away; when it is back that is a change
                 log.debug("scheduled checkpoints: %s", error)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(wait):
+                    await self._changed.wait()
 
-    async def look(self, now: float) -> None:
-        """Take what is due, one after the other."""
+    async def look(self, now: float) -> float | None:
+        """Take what is due, one after the other; when the next one is, None if no container wants any."""
         running = [found for found in await self._docker.list(all=False) if LABEL in found.labels]
+        if not running:
+            self._begun.clear()
+            return None
         last = {info.container: info.at.timestamp() for info in self._store.all() if info.host == self._host}
         self._begun = {found.id: self._begun.get(found.id, last.get(found.name, now)) for found in running}
+        due: list[float] = []
         for found in running:
             every = self._every(found)
-            if every is not None and now - max(self._begun[found.id], last.get(found.name, 0)) >= every:
+            if every is None:
+                continue
+            since = max(self._begun[found.id], last.get(found.name, 0))
+            due.append(every + (since if now - since < every else now))
+            if now - since >= every:
                 self._begun[found.id] = now
                 try:
                     await self._take(found.id)
                 except AgentError as error:
                     log.warning("the scheduled checkpoint of %s failed: %s", found.name, error.message)
+        return min(due, default=None)
 
     def _every(self, found: Summary) -> float | None:
         every = interval(found.labels[LABEL])

@@ -58,8 +58,11 @@ class Store:
     def note(self, info: CheckpointInfo) -> None:
         path = self._folder / f".{info.id}.json"
         part = path.with_suffix(".part")
-        part.write_text(info.model_dump_json())
-        part.chmod(0o600)
+        with part.open("w") as file:
+            os.fchmod(file.fileno(), 0o600)
+            file.write(info.model_dump_json())
+            file.flush()
+            os.fsync(file.fileno())
         part.rename(path)
 
     def forget(self, checkpoint: str) -> None:
@@ -124,14 +127,18 @@ class Store:
         return info
 
     def _remove(self, info: CheckpointInfo) -> None:
-        self.forget(info.id)  # first: half removed it is not listed
         Path(info.place).unlink(missing_ok=True)
+        self.forget(info.id)
 
     def sweep(self) -> None:
         """Remove what was begun before this agent was started: nothing in it can be complete."""
         if self._folder.is_dir():
             for path in self._folder.glob(".*.part"):
                 path.unlink(missing_ok=True)
+            there = {checkpoint for checkpoint, _ in self._archives()}
+            for path in self._folder.glob(".*.json"):
+                if path.stem.removeprefix(".") not in there:
+                    path.unlink(missing_ok=True)
 
     # --- retention ---
 

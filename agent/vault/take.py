@@ -27,7 +27,7 @@ from agent.base.errors import StepFailed
 from agent.base.tasks import both, to_the_end, until_it_works
 from agent.base.undo import Undo
 from agent.checkpoint import criu, freezer
-from agent.migration import leaving, restarting, source
+from agent.migration import kept, leaving, source
 from agent.migration.files import alone
 from agent.migration.host import Host
 from agent.migration.run import Run
@@ -99,18 +99,19 @@ async def take(run: Run, subject: Subject, host: Host, place: Place, wanted: Wan
         info = await keep(taken)
         if not wanted.leave_running:
             run.deciding = True  # from here on no cancel is taken
-            await to_the_end(end(run, subject, undo))
+            await to_the_end(end(run, subject, host, undo))
         undo.detach()
     if not wanted.leave_running:
         seen = f"{run.id}: seeing that {subject.name} has ended"
-        # an agent that is being stopped waits for it, too: recovery would put the policy back at once
+        # an agent that is being stopped waits for it, too: what it says is to be so
         await until_it_works(seen, lambda: to_the_end(see_it_end(subject, host)), host.settings.deadlines.ask_again)
     await dump.release()
     return info
 
 
-async def end(run: Run, subject: Subject, undo: Undo) -> None:
+async def end(run: Run, subject: Subject, host: Host, undo: Undo) -> None:
     """The frozen copy dies while it is still locked; the container stays, as one that was stopped."""
+    await asyncio.to_thread(kept.keep, host.settings.state_dir, subject.id, subject.restart_policy)
     await run.note_down(stopped=True)  # nobody starts it anew, after a crash either: it is in the archive
     run.stopped = True
     undo.detach()
@@ -119,7 +120,7 @@ async def end(run: Run, subject: Subject, undo: Undo) -> None:
 
 
 async def see_it_end(subject: Subject, host: Host) -> None:
-    """Give it its restart policy back when dockerd knows that it has ended; before that it would be started anew.
+    """Wait until dockerd knows that it has ended. Its restart policy is `no`, and comes back when it is started.
 
     Raises:
         StepFailed: dockerd does not say so.
@@ -130,7 +131,6 @@ async def see_it_end(subject: Subject, host: Host) -> None:
         if time.monotonic() > limit:
             raise StepFailed(f"dockerd says after {END_SECONDS:g} s still that {subject.name} runs")
         await asyncio.sleep(LOOK_SECONDS)
-    await restarting.set_back(host.docker, subject.id, subject.restart_policy)
 
 
 # --- what goes into the archive ---

@@ -181,7 +181,7 @@ class Vault:
                     image=subject.offer.image.name,
                     left_running=command.leave_running,
                     encrypted=place.sealed,
-                    notes=tuple(dict.fromkeys((*subject.notes, *run.notes))),
+                    notes=tuple(dict.fromkeys((*subject.notes, *run.notes, *_of_policy(command, subject)))),
                 )
                 await place.note(info)
                 return info
@@ -334,6 +334,13 @@ class Vault:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _of_policy(command: Checkpoint, subject: Subject) -> list[str]:
+    name = subject.restart_policy.get("Name") or "no"
+    if command.leave_running or name == "no" or subject.auto_remove:
+        return []
+    return [f"its restart policy is `no` until it is started again, and then `{name}`: dockerd would start it empty"]
 
 
 def _without_binds(subject: Subject) -> Subject:

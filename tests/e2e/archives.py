@@ -74,6 +74,10 @@ def state(host: Host, name: str) -> str:
     return host.docker("inspect", "-f", "{{.State.Status}}", name, check=False)
 
 
+def policy(host: Host, name: str) -> str:
+    return host.docker("inspect", "-f", "{{.HostConfig.RestartPolicy.Name}}", name)
+
+
 def address(host: Host, name: str) -> str:
     form = "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}"
     return host.docker("inspect", "-f", form, name)

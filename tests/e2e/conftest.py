@@ -75,6 +75,18 @@ def keeps() -> Iterator[Cluster]:
 
 
 @pytest.fixture(scope="module")
+def kinds() -> Iterator[Cluster]:
+    """Both engines with userns-remap, one with the containerd image store, and a plain one."""
+    yield from _up(
+        "kinds",
+        HostSpec("u26", D26, userns_remap=True),
+        HostSpec("v28", D28, userns_remap=True),
+        HostSpec("s28", D28, containerd_store=True),
+        HostSpec("p26", D26),
+    )
+
+
+@pytest.fixture(scope="module")
 def version2() -> Iterator[Cluster]:
     """Both engines, with cgroup v2 alone, where stopped processes can be dumped too."""
     yield from _up("objects", HostSpec("v26", D26, cgroup2=True), HostSpec("v28", D28, cgroup2=True))

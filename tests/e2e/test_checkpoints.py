@@ -8,7 +8,7 @@ import pytest
 
 from lab.cluster import Cluster
 from lab.workloads import counted, run_counter
-from tests.e2e.archives import address, copy, last_logged, remove, run, said, state
+from tests.e2e.archives import address, copy, last_logged, policy, remove, run, said, state
 from tests.e2e.support import clean, counts_on, until
 
 HOSTS = ["a26", "b28"]
@@ -56,7 +56,8 @@ async def test_it_is_stopped_and_comes_back_on_either_host(keeps: Cluster, host:
         await counts_on(here, name)
         info = said(keeps, host, f"transship checkpoint {name} --with-image")
         assert state(here, name) == "exited"
-        assert here.docker("inspect", "-f", "{{.HostConfig.RestartPolicy.Name}}", name) == "always"
+        assert policy(here, name) == "no", "dockerd would start it empty (test_checkpoint_policies.py)"
+        assert any("`always`" in note for note in info["notes"])
         last = last_logged(here, name)
         refused = run(keeps, host, f"transship restore {info['id']}", check=False)
         assert refused.returncode == 2, "the stopped one has the name still"
@@ -65,7 +66,7 @@ async def test_it_is_stopped_and_comes_back_on_either_host(keeps: Cluster, host:
         said(keeps, OTHER[host], f"transship restore {info['id']} --on {OTHER[host]}")
         now = await counts_on(there, name)
         assert last in now.logged
-        assert there.docker("inspect", "-f", "{{.HostConfig.RestartPolicy.Name}}", name) == "always"
+        assert policy(there, name) == "always"
         remove(there, name)
         said(keeps, host, f"transship restore {info['id']}")
         assert last in (await counts_on(here, name)).logged

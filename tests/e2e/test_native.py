@@ -1,9 +1,14 @@
 """Docker's own checkpoints: where they work they are of use, here and on another host; where not, that is said."""
 
+from typing import Any
+
 from lab.cluster import Cluster
 from lab.workloads import run_counter
-from tests.e2e.archives import copy, last_logged, remove, run, said, state
-from tests.e2e.support import counts_on, until
+from protocol.base import new_command_id
+from protocol.commands import NativeCreate, NativeList, NativeRemove, NativeStart, Reply, ReplyKind
+from protocol.errors import ErrorCode
+from tests.e2e.archives import KEEPS_AGENT, copy, last_logged, policy, remove, run, said, state
+from tests.e2e.support import clean, counts_on, until
 
 
 async def test_a_container_goes_on_from_its_own_checkpoint(keeps: Cluster) -> None:
@@ -20,7 +25,7 @@ async def test_a_container_goes_on_from_its_own_checkpoint(keeps: Cluster) -> No
         last = last_logged(here, name)
         run(keeps, "a26", f"transship native start {name} second")
         assert last in (await counts_on(here, name)).logged
-        assert here.docker("inspect", "-f", "{{.HostConfig.RestartPolicy.Name}}", name) == "always"
+        assert policy(here, name) == "always"
         refused = run(keeps, "a26", f"transship native start {name} first", check=False)
         assert refused.returncode == 2, "Docker itself would say yes, and restore nothing"
         run(keeps, "a26", f"transship native rm {name} first")
@@ -65,4 +70,120 @@ async def test_it_goes_on_on_another_host(keeps: Cluster) -> None:
         assert again.returncode == 2, "nothing is put into one that has run"
     finally:
         remove(here, name)
+        remove(there, name)
+
+
+async def asked(keeps: Cluster, host: str, kind: type[Any], **fields: Any) -> Reply:
+    """The last reply to a command over MQTT."""
+    return [reply async for reply in keeps.ask(host, kind(id=new_command_id(), **fields))][-1]
+
+
+async def done(keeps: Cluster, host: str, kind: type[Any], **fields: Any) -> Reply:
+    reply = await asked(keeps, host, kind, **fields)
+    assert reply.kind is ReplyKind.FINISHED, reply.error
+    return reply
+
+
+async def test_over_mqtt_it_is_taken_listed_started_from_and_removed(keeps: Cluster) -> None:
+    """And dockerd, which comes up again in between, starts nothing empty."""
+    here, name = keeps["a26"], "own-mqtt"
+    try:
+        run_counter(here, name, "--restart", "always")
+        await counts_on(here, name)
+        await done(keeps, "a26", NativeCreate, container=name, name="first", leave_running=True)
+        await counts_on(here, name)
+        await done(keeps, "a26", NativeCreate, container=name, name="second")
+        assert (state(here, name), policy(here, name)) == ("exited", "no")
+        assert (await done(keeps, "a26", NativeList, container=name)).native == ("first", "second")
+        last = last_logged(here, name)
+        here.restart_dockerd()
+        await keeps.until_ready()
+        assert state(here, name) == "exited"
+        await done(keeps, "a26", NativeStart, container=name, name="second")
+        assert last in (await counts_on(here, name)).logged
+        assert policy(here, name) == "always"
+        busy = await asked(keeps, "a26", NativeStart, container=name, name="first")
+        assert busy.error is not None
+        assert busy.error.code is ErrorCode.BUSY
+        await done(keeps, "a26", NativeRemove, container=name, name="first")
+        assert (await done(keeps, "a26", NativeList, container=name)).native == ("second",)
+        gone = await asked(keeps, "a26", NativeRemove, container=name, name="first")
+        assert gone.error is not None
+        assert gone.error.code is ErrorCode.NO_SUCH_CHECKPOINT
+        await clean(keeps, "a26")
+    finally:
+        remove(here, name)
+
+
+async def test_over_mqtt_docker_28_is_refused_with_the_way_that_works(keeps: Cluster) -> None:
+    here, name = keeps["b28"], "own-mqtt28"
+    try:
+        run_counter(here, name)
+        await counts_on(here, name)
+        refused = await asked(keeps, "b28", NativeCreate, container=name, name="first")
+        assert refused.error is not None
+        assert refused.error.code is ErrorCode.INCOMPATIBLE
+        assert "`transship checkpoint`" in refused.error.hint
+        await counts_on(here, name)
+    finally:
+        remove(here, name)
+
+
+async def test_over_mqtt_it_is_started_on_another_host(keeps: Cluster) -> None:
+    """Made there from the same image, with what it has written and deleted; here it stays stopped."""
+    here, there, name = keeps["a26"], keeps["c26"], "own-away"
+    try:
+        there.ensure_image("py")
+        run_counter(here, name, "--restart", "unless-stopped", "--env", "KEPT=yes")
+        here.docker("exec", name, "rm", "-rf", "/etc/passwd", "/usr/local/share")
+        await counts_on(here, name)
+        await done(keeps, "a26", NativeCreate, container=name, name="moved")
+        last = last_logged(here, name)
+        refused = await asked(keeps, "a26", NativeStart, container=name, name="moved", on="b28")
+        assert refused.error is not None
+        assert refused.error.code is ErrorCode.INCOMPATIBLE
+        await done(keeps, "a26", NativeStart, container=name, name="moved", on="c26")
+        await until(lambda: len(there.docker("logs", name).split()) > 20, "it counts on there")
+        assert int(there.docker("logs", name).split()[0]) == last + 1
+        assert there.docker("exec", name, "sh", "-c", "test ! -e /etc/passwd && head -n 1 /count").startswith("1 ")
+        assert "KEPT=yes" in there.docker("inspect", "-f", "{{.Config.Env}}", name)
+        assert policy(there, name) == "unless-stopped"
+        assert (state(here, name), policy(here, name)) == ("exited", "no")
+        taken = await asked(keeps, "a26", NativeStart, container=name, name="moved", on="c26")
+        assert taken.error is not None
+        assert taken.error.code is ErrorCode.NAME_TAKEN
+        for host in (here, there):
+            assert host.run(["ls", "/var/lib/transship/native"], check=False).stdout == "", "nothing is left on the way"
+    finally:
+        remove(here, name)
+        remove(there, name)
+
+
+async def test_over_mqtt_what_docker_does_not_carry_stays_here(keeps: Cluster) -> None:
+    here, name = keeps["a26"], "own-volume"
+    try:
+        run_counter(here, name, "--volume", f"{name}:/data")
+        await counts_on(here, name)
+        await done(keeps, "a26", NativeCreate, container=name, name="moved")
+        refused = await asked(keeps, "a26", NativeStart, container=name, name="moved", on="c26")
+        assert refused.error is not None
+        assert refused.error.code is ErrorCode.NOT_MIGRATABLE
+        assert "/data" in refused.error.message
+        await done(keeps, "a26", NativeStart, container=name, name="moved")
+        await counts_on(here, name)
+    finally:
+        remove(here, name)
+        here.docker("volume", "rm", name, check=False)
+
+
+async def test_what_was_coming_when_its_agent_ended_is_removed(keeps: Cluster) -> None:
+    there, name = keeps["c26"], "own-half.native-m-0123456789abcdef"
+    try:
+        there.ensure_image("py")
+        there.kill_agent()
+        there.docker("create", "--name", name, "py", "true")
+        there.start_agent(config=KEEPS_AGENT)
+        await until(lambda: state(there, name) == "", "it is removed")
+        await keeps.until_ready()
+    finally:
         remove(there, name)

@@ -1,5 +1,6 @@
 """Checkpoints by the clock: when a container's turn comes."""
 
+import asyncio
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import cast
@@ -68,6 +69,36 @@ async def test_one_that_fails_is_tried_when_its_time_comes_again(tmp_path: Path)
     for now in (0, 600, 605, 1200):
         await clock.look(now)
     assert taken.of == ["web", "web"]
+
+
+async def test_it_is_looked_at_again_when_the_next_one_is_due(tmp_path: Path) -> None:
+    clock = schedule(tmp_path, Taken(), web="10m", db="1h", odd="often")
+    assert [await clock.look(now) for now in (0, 100, 600, 3599)] == [600, 600, 1200, 3600]
+
+
+async def test_nothing_is_read_while_no_container_wants_any(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Store, "all", lambda _: pytest.fail("the notes were read"))
+    assert await schedule(tmp_path, Taken()).look(0) is None
+
+
+async def test_a_container_that_is_started_is_seen_at_once(tmp_path: Path) -> None:
+    """Nothing is looked at in between: neither by the clock, nor again when nothing has changed."""
+    looked: asyncio.Queue[float] = asyncio.Queue()
+
+    class Watched(Schedule):
+        async def look(self, now: float) -> float | None:
+            looked.put_nowait(now)
+            return await super().look(now)
+
+    clock = Watched(cast("Docker", Running()), Store(Checkpoints(folder=tmp_path)), Taken(), "a")
+    running = asyncio.create_task(clock.run())
+    async with asyncio.timeout(20):
+        for _ in range(3):
+            await looked.get()
+            assert looked.empty()
+            clock.changed()
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
 
 
 async def test_after_a_restart_what_was_missed_is_taken_once(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from agent.base.shell import Shell
 from agent.checkpoint import freezer
 from agent.doors.docker import Docker
 from agent.doors.peer_client import PeerClient
-from agent.migration import leaving, preflight, source, sources
+from agent.migration import kept, leaving, preflight, source, sources
 from agent.migration.host import Host
 from agent.migration.sources import Sources
 from agent.migration.targets import Targets
@@ -34,11 +34,12 @@ class World:
     """A host with one container, of which a checkpoint is taken that ends it."""
 
     def __init__(self, folder: Path, pid: int) -> None:
-        self.cgroup, self.archives = folder / "cgroup", folder / "checkpoints"
+        self.folder, self.cgroup, self.archives = folder, folder / "cgroup", folder / "checkpoints"
         self.docker = FakeDocker(pid=pid)
         self.journal = FakeJournal(folder / "journal.sqlite")
         self.subject = moves.subject(self.cgroup, pid)
-        said = {"host": SOURCE, "deadlines": {"ask_again": 0.002}, "checkpoints": {"folder": self.archives}}
+        said: dict[str, Any] = {"host": SOURCE, "state_dir": folder, "deadlines": {"ask_again": 0.002}}
+        said["checkpoints"] = {"folder": self.archives}
         host = Host(
             Settings.model_validate(said), cast("Docker", self.docker), cast("Shell", FakeShell()), self.journal
         )
@@ -64,6 +65,7 @@ class World:
 
     async def kill(self, *_: object) -> None:
         self.killed += 1
+        (self.cgroup / "cgroup.procs").write_text("")
         self.docker.exits(137)
 
     @property
@@ -134,7 +136,8 @@ async def test_it_is_ended_when_all_is_kept(world: World) -> None:
     assert outcome.error is None
     assert [info.id for info in world.vault.store.all()] == [outcome.checkpoint.id if outcome.checkpoint else ""]
     assert world.killed == 1
-    assert world.docker.policy == "always"
+    assert world.docker.policy == "no", "dockerd would start it empty when it comes up the next time"
+    assert kept.recall(world.folder, CONTAINER) == {"Name": "always"}
     assert world.journal.phases[-1] == Phase.ROLLED_BACK
 
 
@@ -147,7 +150,7 @@ async def test_a_cancel_comes_too_late_when_it_is_decided(world: World) -> None:
         assert refused.value.code is ErrorCode.TOO_LATE
         assert world.docker.policy == "no", "dockerd does not know yet that it has ended"
     assert (await world.end()).error is None
-    assert world.docker.policy == "always"
+    assert world.docker.policy == "no"
 
 
 async def test_a_cancel_that_comes_in_time_lets_it_run_on(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,7 +189,8 @@ async def test_an_agent_that_is_stopped_while_it_decides_ends_it(world: World, m
     assert world.killed == 1
     assert len(world.vault.store.all()) == 1
     await world.journal.until(Phase.ROLLED_BACK)
-    assert world.docker.policy == "always"
+    assert world.docker.policy == "no"
+    assert kept.recall(world.folder, CONTAINER) == {"Name": "always"}
     assert not world.docker.running, "it is in the archive: nobody starts it again"
     entry = await world.journal.get(migration, sources.Role.SOURCE)
     assert entry is not None
@@ -205,6 +209,7 @@ async def test_what_cannot_be_decided_is_taken_back(world: World, monkeypatch: p
     assert (await world.end()).error is not None
     assert world.runs
     assert world.docker.policy == "always"
+    assert kept.recall(world.folder, CONTAINER) is None
     assert world.left() == [], "no archive of a container that runs on where it was to be ended"
 
 
