@@ -5,7 +5,7 @@ CRIU 4.2 (`criu/files.c: dump_one_file`, `criu/sockets.c`, `criu/namespaces.c`).
 says itself.
 """
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Final
 
 from agent.doors.docker_model import Container, Exec, Summary
@@ -97,6 +97,20 @@ def bound_against(bound: Bound, wished: Collection[str], *, address_moves_along:
             )
             for name in sorted(bound.interfaces)
         ),
+    )
+
+
+def network_against(additions: Sequence[str], extraordinary: Iterable[str]) -> tuple[Reason, ...]:
+    """What of its network neither Docker nor CRIU would make again."""
+    return (
+        *(
+            _no(
+                f"its network has {addition}, which Docker has not given it and would not give it on the target",
+                "take that away, then move; it can be made again there",
+            )
+            for addition in additions
+        ),
+        *(_no(f"a TCP socket of it has {what}, which CRIU can't carry") for what in sorted(extraordinary)),
     )
 
 

@@ -16,13 +16,14 @@ from agent.migration.obstacles import (
     belongings_against,
     bound_against,
     foreign,
+    network_against,
     obstacles,
     shared_volumes,
     warnings,
 )
 from agent.migration.subject import Subject, Tree
 from agent.migration.view import View, look
-from agent.network import sockets
+from agent.network import additions, sockets
 from agent.prework import init
 from agent.prework.ids import IdMap, IdRange
 from agent.prework.tree import Source
@@ -73,6 +74,7 @@ async def examine(host: Host, request: Migrate, migration: str) -> Subject:
     bound = await asyncio.to_thread(_bound, container.pid, view, held)
     wished = {address.partition("/")[0] for network in details.networks for address in network.addresses}
     reasons += bound_against(bound, wished, address_moves_along=details.address_moves_along)
+    reasons += () if view.on_host_network else await _own_network(host, container)
     copied = [volume.name for volume in details.volumes if belongings.copied(volume)]
     reasons += shared_volumes(container, copied, await host.docker.list(all=False))
     tasks = freezer.cgroup_of(container.pid).tasks()
@@ -100,6 +102,25 @@ def _listening(held: Sequence[sockets.Place]) -> tuple[Listening, ...]:
 
 def _bound(pid: int, view: View, held: Sequence[sockets.Place]) -> sockets.Bound:
     return sockets.bound_to(held) if view.on_host_network else sockets.bound(pid)
+
+
+async def _own_network(host: Host, container: Container) -> tuple[Reason, ...]:
+    """Against what it has made of its network by itself."""
+    return network_against(
+        await additions.look(host.shell, container.pid, _given(container)),
+        await asyncio.to_thread(sockets.extraordinary, container.pid),
+    )
+
+
+def _given(container: Container) -> additions.Given:
+    """What Docker has put into the container's network."""
+    networks = container.raw["NetworkSettings"].get("Networks") or {}
+    gateways = {str(each.get(key) or "") for each in networks.values() for key in ("Gateway", "IPv6Gateway")}
+    return additions.Given(
+        addresses=frozenset(address.partition("/")[0] for each in container.networks for address in each.addresses),
+        macs=frozenset(each.mac for each in container.networks if each.mac),
+        gateways=frozenset(gateways - {""}),
+    )
 
 
 async def _running_execs(host: Host, request: Migrate, container: Container) -> tuple[Exec, ...]:

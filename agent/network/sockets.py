@@ -29,9 +29,12 @@ FAMILIES = ((socket.AF_INET, IPv4Address, 4), (socket.AF_INET6, IPv6Address, 16)
 CONNECTED = 0xFFF & ~(1 << LISTEN | 1 << 6 | 1 << 7)
 """Neither listening nor in TIME_WAIT nor closed."""
 ANY = 0xFFF
-MEMORY = 7  # INET_DIAG_SKMEMINFO
+INFO, MEMORY, MD5, ULP = 2, 7, 18, 19  # INET_DIAG_INFO, _SKMEMINFO, _MD5SIG, _ULP_INFO
+ULP_NAME = 1
 SHOW_QUEUES, QUEUES = 0x10, 4
 UNIX = struct.Struct("=BBBBIII")
+NESTED = 1 << 15
+"""A mark on an attribute's kind."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +151,25 @@ def _bound() -> Bound:
     return Bound(frozenset(found[False]), frozenset(names - {"lo"}), frozenset(found[True]))
 
 
+def extraordinary(pid: int) -> frozenset[str]:
+    """What TCP sockets in the network namespace of `pid` have that CRIU does not look at."""
+    return within(pid, _extraordinary)
+
+
+def _extraordinary() -> frozenset[str]:
+    found: set[str] = set()
+    for family in (socket.AF_INET, socket.AF_INET6):
+        form = struct.pack("=BBBxI48x", family, socket.IPPROTO_TCP, 1 << INFO - 1, CONNECTED | 1 << LISTEN)
+        for message in _dump(form):  # the kernel says these two only along with its statistics
+            attributes = _attributes(message, INET.size)
+            if MD5 in attributes:
+                found.add("MD5 signatures (TCP_MD5SIG)")
+            if ULP in attributes:
+                name = _attributes(attributes[ULP], 0).get(ULP_NAME, b"").rstrip(b"\0").decode()
+                found.add(f"a protocol in the kernel above it ({name}, TCP_ULP)")
+    return frozenset(found)
+
+
 def destroy(namespace: str) -> None:
     """End every TCP connection in a network namespace, that of a copy which will never run.
 
@@ -196,12 +218,17 @@ def _queued(message: bytes) -> int:
 
 def _attribute(message: bytes, at: int, wanted: int, form: str) -> tuple[int, ...] | None:
     """The numbers of one attribute of a message, whose attributes begin at a place."""
+    content = _attributes(message, at).get(wanted)
+    return None if content is None else struct.unpack_from(form, content)
+
+
+def _attributes(message: bytes, at: int) -> dict[int, bytes]:
+    found: dict[int, bytes] = {}
     while at + 4 <= len(message):
         length, kind = struct.unpack_from("=HH", message, at)
-        if kind == wanted:
-            return struct.unpack_from(form, message, at + 4)
+        found[kind & NESTED - 1] = message[at + 4 : at + length]
         at += max(length + 3 & ~3, 4)
-    return None
+    return found
 
 
 def _dump(request: bytes) -> Iterator[bytes]:

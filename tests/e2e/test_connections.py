@@ -287,6 +287,26 @@ async def test_what_is_bound_to_an_address_that_stays_is_not_moved(outside: Clus
 # Where the addresses are
 
 
+async def test_what_docker_has_not_given_to_its_network_is_not_lost_without_a_word(outside: Cluster) -> None:
+    with console(outside, "a28", "added", Place(158)) as inside:
+        pid = outside["a28"].docker("inspect", "-f", "{{.State.Pid}}", "added")
+        within = ["nsenter", f"--net=/proc/{pid}/ns/net"]
+        address = ["10.77.0.159/24", "dev", "eth0"]
+        outside["a28"].run([*within, "ip", "address", "add", *address])
+        shut = "add chain inet own in { type filter hook input priority 0; policy drop; }"
+        outside["a28"].run([*within, "nft", f"add table inet own; {shut}"])
+        reply = await outside.migrate("added", "a28", "b26")
+        assert reply.error is not None
+        assert reply.error.consequence is Consequence.UNTOUCHED
+        found = " ".join([reply.error.message, *(reason.message for reason in reply.error.reasons)])
+        assert "the address 10.77.0.159 on eth0" in found
+        assert "firewall rules (table inet own)" in found
+        outside["a28"].run([*within, "ip", "address", "del", *address])
+        outside["a28"].run([*within, "nft", "delete table inet own"])
+        await moved(outside, "added", "a28", "b26")
+        assert inside.do("6 * 7") == 42
+
+
 @pytest.mark.parametrize(("source", "target"), ACROSS)
 async def test_neighbours_learn_at_once(outside: Cluster, source: str, target: str) -> None:
     """Gratuitous ARP and an unsolicited advertisement are seen, and new connections work, IPv4 and IPv6."""

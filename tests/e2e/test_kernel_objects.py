@@ -78,6 +78,10 @@ REFUSED = {
         "import socket; held = socket.socket(type=socket.SOCK_DGRAM); held.setsockopt("
         "socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, socket.inet_aton('224.0.0.251') + bytes(4))"
     ),
+    "MD5 signatures (TCP_MD5SIG)": (
+        "import socket; held = socket.create_server(('', 7000)); held.setsockopt(6, 14, "
+        "bytes([2, 0, 0, 0, 10, 77, 0, 50]) + bytes(120) + bytes([0, 0, 6, 0, 0, 0, 0, 0]) + b'secret'.ljust(80, b'.'))"
+    ),
     "the interface eth0": "import socket; held = socket.socket(socket.AF_PACKET, 3); held.bind(('eth0', 3))",
     "/one, a name that is gone": ("import os; held = open('/one', 'w'); os.link('/one', '/other'); os.unlink('/one')"),
 }

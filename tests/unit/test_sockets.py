@@ -3,6 +3,7 @@
 import contextlib
 import os
 import socket
+import struct
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -100,7 +101,8 @@ def test_destroyed_connections_are_gone_on_both_sides(pid: int, make: Make) -> N
 
 def test_addresses_that_have_to_be_there_are_named(pid: int, make: Make) -> None:
     subprocess.run(["nsenter", f"--net={path_of(pid)}", "ip", "address", "add", "10.1.2.3/24", "dev", "lo"], check=True)
-    subprocess.run(["nsenter", f"--net={path_of(pid)}", "ip", "address", "add", "fd00::3/64", "dev", "lo"], check=True)
+    at_once = ["fd00::3/64", "dev", "lo", "nodad"]
+    subprocess.run(["nsenter", f"--net={path_of(pid)}", "ip", "address", "add", *at_once], check=True)
     server(make, socket.AF_INET)
     make(lambda: socket.create_server(("", 7000)))
     assert sockets.bound(pid) == Bound(frozenset(), frozenset())
@@ -141,3 +143,16 @@ def test_nothing_on_the_host_s_network_is_ended(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(sockets, "_destroy", lambda: pytest.fail("the host's connections would end"))
     sockets.destroy(path_of(os.getpid()))
     assert sockets.buffered(os.getpid()) == 0
+
+
+@pytest.mark.parametrize("family", ADDRESSES)
+def test_what_criu_does_not_look_at_is_named(pid: int, make: Make, family: socket.AddressFamily) -> None:
+    there = server(make, family)
+    make(lambda: socket.create_connection(there.getsockname()[:2]))
+    assert sockets.extraordinary(pid) == frozenset()
+    peer = there.getsockname()
+    address = struct.pack("=HH", family, 0) + bytes(4 if family == socket.AF_INET6 else 0)
+    address += socket.inet_pton(family, peer[0])
+    key = struct.pack("=128sBBHi80s", address, 0, 0, 6, 0, b"secret")
+    there.setsockopt(socket.IPPROTO_TCP, 14, key)  # TCP_MD5SIG
+    assert sockets.extraordinary(pid) == {"MD5 signatures (TCP_MD5SIG)"}
