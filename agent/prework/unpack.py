@@ -30,7 +30,7 @@ _XATTR_NAMES = frozenset({*ACL_NAMES, CAPABILITY})
 # What a stream can bring about by what it says; any other error is this host's own.
 _STREAMS_FAULT = frozenset(
     {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL}
-    | {errno.EFBIG, errno.EMLINK, errno.EILSEQ, errno.EOVERFLOW, errno.EXDEV}
+    | {errno.EFBIG, errno.EMLINK, errno.EILSEQ, errno.EOVERFLOW, errno.EXDEV, errno.ENXIO}
 )
 
 

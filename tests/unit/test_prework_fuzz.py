@@ -77,6 +77,7 @@ entries = st.builds(
 @given(st.lists(st.tuples(entries, st.integers(0, 2000), st.booleans()), max_size=12))
 @settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
 @example([(Entry(Kind.SYMLINK, "a", link="../outside"), 0, False), (Entry(Kind.FILE, "a/file"), 5, False)])
+@example([(Entry(Kind.SOCKET, "a"), 0, False), (Entry(Kind.PATCH, "a"), 0, False)])
 def test_any_stream_stays_inside(
     tmp_path_factory: pytest.TempPathFactory, drawn: list[tuple[Entry, int, bool]]
 ) -> None:
