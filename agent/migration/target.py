@@ -15,15 +15,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from agent.base.errors import Cancelled, CorruptPart, Refused, RestoreFailed, StepFailed, Stranded
+from agent.base.errors import Cancelled, CorruptPart, Refused, StepFailed, Stranded
 from agent.base.tasks import both
 from agent.checkpoint import freezer, images, proc
-from agent.checkpoint.criu import CriuOptions, tasks_in
+from agent.checkpoint.criu import CriuOptions
 from agent.checkpoint.diagnosis import restore_failed
-from agent.checkpoint.segments import SegmentWriter
-from agent.doors.handover import HandOver, RestoreResult, StagedInfo
+from agent.doors.handover import HandOver, StagedInfo
 from agent.doors.peer_server import Stream
-from agent.migration import belongings, creating, fitting, held, restarting
+from agent.migration import arrival, belongings, creating, fitting, held, restarting
 from agent.migration.host import Host
 from agent.migration.run import Run
 from agent.network import identity, lock
@@ -35,19 +34,11 @@ from protocol.status import Phase
 
 log = logging.getLogger("agent.target")
 
-IMAGE_ROOM = 64 << 20
-"""Beside the memory itself: CRIU's other images, and what the container allocates until it is frozen."""
-IMAGE_FACTOR = 1.25
 STREAM_END_SECONDS = 10.0
 START_SECONDS = 10.0
 """For dockerd to attach the network to what is restored; it takes well under a second."""
 RESUME_LOOK_SECONDS = 0.001
 WORD_SECONDS = 1.0
-
-
-def image_room(offer: Offer) -> int:
-    """Bytes of tmpfs to set aside for the images of this container."""
-    return int(offer.memory_bytes * IMAGE_FACTOR) + IMAGE_ROOM
 
 
 class Target:
@@ -94,7 +85,7 @@ class Target:
         places = container_log.places(Path(await self._host.docker.data_root()), self.container_id)
         places["local.log"].parent.mkdir(mode=0o700, exist_ok=True)
         with self._streaming():
-            await self._take_segments(stream, places["json.log"].parent, places)
+            await arrival.take_segments(stream, places["json.log"].parent, places)
             self._took(stream.part("log"))
         for path in places.values():
             if path.exists():
@@ -104,7 +95,7 @@ class Target:
         """Call the container's start: all that dockerd, containerd and the runtime can do before the freeze is done."""
         self._hand_over = HandOver(self._host.shell, self.container_id)
         await self._hand_over.lay_out(
-            image_bytes=image_room(self.offer),
+            image_bytes=arrival.image_room(self.offer),
             options=CriuOptions(tcp=self.offer.tcp),
             stand_in=self._addresses(),
             sources={init.PLACE: init.kept(self.offer.init)} if self.offer.init else {},
@@ -157,7 +148,7 @@ class Target:
         if self._hand_over is None:
             raise StepFailed("the container is not staged here")
         with self._streaming():
-            await self._take_segments(stream, self._hand_over.images, None)
+            await arrival.take_segments(stream, self._hand_over.images, limit=arrival.image_room(self.offer))
             self._took(stream.part("images"))
 
     async def prepare(self, manifest: Manifest) -> Prepared:
@@ -169,7 +160,7 @@ class Target:
 
         """
         assert self._hand_over is not None
-        self._check_arrived(manifest)
+        arrival.check(manifest, self._parts, self._hand_over.images)
         await self.run.enter(Phase.RESTORING)
         await asyncio.to_thread(images.mend, self._hand_over.images)
         if self._staged is not None:
@@ -178,7 +169,7 @@ class Target:
         await self._restored()
         await self._taken_over()
         result = self._hand_over.result()
-        self._prove(manifest, result)
+        arrival.prove(manifest, self._hand_over.images, result)
         await freezer.freeze(freezer.cgroup_of(result.pid), self._host.settings.deadlines.freeze)
         early = self._staged is not None and self._staged.network_attached_early
         wanted = (fitting.host_config(self.offer.create).get("Sysctls") or {}).get("net.ipv4.ip_nonlocal_bind", "")
@@ -355,43 +346,6 @@ class Target:
         reason = str(failure) if failure else ""
         log = self._hand_over.work / "restore.log"
         raise restore_failed(log, f"{self.run.id}-restore.log", self._host.name, reason, wanted[-1])
-
-    async def _take_segments(self, stream: Stream, folder: Path, places: Mapping[str, Path] | None) -> None:
-        writer = SegmentWriter(folder, places, limit=image_room(self.offer) if places is None else None)
-        try:
-            async for chunk in aiter(stream):
-                writer.feed(chunk)
-            writer.finish()
-        except OSError as error:
-            raise StepFailed(f"there is no room for the images: {error}", hint="free memory on the target") from error
-        finally:
-            writer.close()
-
-    def _check_arrived(self, manifest: Manifest) -> None:
-        assert self._hand_over is not None
-        for part in manifest.parts:
-            if self._parts.get(part.name) != part:
-                raise CorruptPart(f"{part.name} did not arrive as it was sent")
-        for image in manifest.images:
-            path = self._hand_over.images / image.name
-            if not path.is_file() or path.stat().st_size != image.size:
-                raise CorruptPart(f"the image {image.name} did not arrive whole")
-
-    def _prove(self, manifest: Manifest, result: RestoreResult) -> None:
-        """A cold start must never pass for a restore (rule 5).
-
-        The proof is CRIU's own: its action script has named the first process, and each task, as many as were dumped,
-        is in CRIU's hand. (Its statistics are written when the tasks run, too late for this.) The source may have seen
-        more: what `docker exec` or a probe has put into the container is in no dump.
-        """
-        assert self._hand_over is not None
-        dumped = tasks_in(self._hand_over.images)
-        tasks = proc.own(proc.tasks(freezer.cgroup_of(result.pid).tasks()), result.pid)
-        if len(tasks) != dumped or dumped > manifest.tasks:
-            raise RestoreFailed(f"{len(tasks)} of {dumped} tasks were restored; the source has {manifest.tasks}")
-        free = [task.pid for task in tasks if not task.tracer and task.state != "Z"]
-        if free:
-            raise RestoreFailed(f"{len(free)} of {len(tasks)} restored tasks are not held")
 
 
 def offer_from(record: Mapping[str, Any]) -> Offer:

@@ -15,11 +15,12 @@ from agent.base.tasks import Failing
 from agent.doors.docker import unavailable
 from agent.doors.peer_server import Stream
 from agent.migration import admission, machine
+from agent.migration.arrival import image_room
 from agent.migration.host import Host
 from agent.migration.journal import Entry
 from agent.migration.machine import OnRestart, Role
 from agent.migration.run import Run
-from agent.migration.target import Target, image_room, offer_from
+from agent.migration.target import Target, offer_from
 from protocol.errors import ErrorCode
 from protocol.peer import Answer, Created, Decision, DecisionKind, Manifest, Offer, Prepared, Running, Staged
 from protocol.status import Phase

@@ -79,6 +79,28 @@ def amend_bundle(config: dict, folder: str) -> None:  # type: ignore[type-arg]
         hooks.append(hook(folder, handover.LAST))
 
 
+def cgroup_of(path: str) -> str:
+    """Where runc puts the container on cgroup v2: `cgroupsPath` itself, or SLICE:PREFIX:NAME with systemd."""
+    if ":" not in path:
+        return path
+    unit, prefix, name = path.split(":")
+    parts = (unit or "system.slice").removesuffix(".slice").split("-")
+    slices = ["-".join(parts[: count + 1]) + ".slice" for count in range(len(parts))]
+    return "/" + "/".join([*slices, f"{prefix}-{name}.scope"])
+
+
+def name_cgroup(config: dict, folder: str) -> None:  # type: ignore[type-arg]
+    """Tell CRIU the container's cgroup on v2; else it makes the source's again, and the tasks run in that.
+
+    runc does so itself on v1, and on v2 only from 1.2 on (libcontainer/criu_linux.go: criuApplyCgroups). It is named
+    for v2's hierarchy alone: a host may have some of v1 beside it, which are nobody's business here.
+    """
+    path = config.get("linux", {}).get("cgroupsPath")
+    if path and os.path.exists("/sys/fs/cgroup/cgroup.controllers"):  # noqa: PTH110
+        with open(f"{folder}/{handover.CRIU_CONF}", "a") as file:  # noqa: PTH123
+            file.write(f"cgroup-root :{cgroup_of(path)}\n")  # the controller of v2 has no name
+
+
 def mount_from(config: dict, sources: dict) -> None:  # type: ignore[type-arg]
     """Name the files that bind mounts lead to: CRIU follows no symlink, and the agent has some files of its own."""
     for mount in config.get("mounts", []):
@@ -162,6 +184,7 @@ def main(argv: list[str]) -> int:
     early = attaches_early(config)
     amend_bundle(config, folder)
     mount_from(config, plan["sources"])
+    name_cgroup(config, folder)
     write(f"{bundle}/config.json", config)
     root = os.path.join(bundle, config["root"]["path"])  # noqa: PTH118
     write(

@@ -8,10 +8,11 @@ import pytest
 from lab.cluster import Cluster
 from lab.host import Host
 from lab.macvlan import Place, ensure_network
+from lab.workloads import run_counter
 from protocol.commands import ReplyKind
 from protocol.errors import ErrorCode
 from tests.e2e.fidelity import remove, stays
-from tests.e2e.support import clean, until
+from tests.e2e.support import clean, counts_on, until
 
 OBJECTS = Path(__file__).with_name("objects")
 HELD_SECONDS = 60.0
@@ -51,6 +52,27 @@ async def test_every_kernel_object_is_what_it_was(version2: Cluster) -> None:
 
 async def test_and_with_cgroup_v1(moves: Cluster) -> None:
     await all_objects(moves, ["b28", "a26"], *STOPPED)
+
+
+async def test_the_tasks_are_in_the_container_s_own_cgroup(version2: Cluster) -> None:
+    """Where they are not, neither limits nor `docker pause` reach them, and they can't be moved on."""
+    name = "in-its-own"
+    try:
+        run_counter(version2["v28"], name)
+        await counts_on(version2["v28"], name)
+        for source, target in itertools.pairwise(["v28", "v26", "v28", "v26"]):
+            reply = await version2.migrate(name, source, target)
+            assert reply.kind is ReplyKind.FINISHED, reply.error
+            host = version2[target]
+            await counts_on(host, name)
+            identity = host.docker("inspect", "--format", "{{.Id}}", name)
+            pid = host.docker("inspect", "--format", "{{.State.Pid}}", name)
+            assert f"0::/docker/{identity}" in host.run(["cat", f"/proc/{pid}/cgroup"]).stdout.splitlines()
+            inside = host.docker("exec", name, "cat", "/proc/1/cgroup").splitlines()
+            assert "0::/" in inside, "its cgroup namespace has its own cgroup as root"
+            await clean(version2, source, target)
+    finally:
+        remove(version2, name)
 
 
 async def all_objects(cluster: Cluster, way: list[str], *left_out: str) -> None:

@@ -88,7 +88,7 @@ ORDER: list[tuple[Callable[..., Any], str]] = [
     (creating.create, "note_down _create note_down"),
     (creating._create, "create"),
     (Target.stage, "lay_out start enter(Phase.STAGED)"),
-    (Target.prepare, "enter(Phase.RESTORING) say _prove freeze enter(Phase.PREPARED)"),
+    (Target.prepare, "enter(Phase.RESTORING) say prove freeze enter(Phase.PREPARED)"),
     (Target.go, "_check_copy enter(Phase.RUNNING) _let_run note_down"),
     (Target._check_copy, "enter(Phase.STRANDED)"),
     (Target._let_run, "unlock release thaw"),

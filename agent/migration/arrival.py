@@ -1,0 +1,69 @@
+"""What has come of a container at its target: taken in, checked against the manifest, and proved to be restored."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from agent.base.errors import CorruptPart, RestoreFailed, StepFailed
+from agent.checkpoint import freezer, proc
+from agent.checkpoint.criu import tasks_in
+from agent.checkpoint.segments import SegmentWriter
+from agent.doors.handover import RestoreResult
+from agent.doors.peer_server import Stream
+from protocol.peer import Manifest, Offer, SentPart
+
+IMAGE_ROOM = 64 << 20
+"""Beside the memory itself: CRIU's other images, and what the container allocates until it is frozen."""
+IMAGE_FACTOR = 1.25
+
+
+def image_room(offer: Offer) -> int:
+    """Bytes of tmpfs to set aside for the images of this container."""
+    return int(offer.memory_bytes * IMAGE_FACTOR) + IMAGE_ROOM
+
+
+async def take_segments(
+    stream: Stream, folder: Path, places: Mapping[str, Path] | None = None, *, limit: int | None = None
+) -> None:
+    """Write each segment where it belongs: below `folder`, or to one of `places`; at most `limit` bytes.
+
+    Raises:
+        CorruptPart: what comes is no such tarball.
+        StepFailed: there is no room for it.
+
+    """
+    writer = SegmentWriter(folder, places, limit=limit)
+    try:
+        async for chunk in aiter(stream):
+            writer.feed(chunk)
+        writer.finish()
+    except OSError as error:
+        raise StepFailed(f"there is no room for the images: {error}", hint="free memory on the target") from error
+    finally:
+        writer.close()
+
+
+def check(manifest: Manifest, parts: Mapping[str, SentPart], images: Path) -> None:
+    """All of it is here, as it was sent; raises CorruptPart where it is not."""
+    for part in manifest.parts:
+        if parts.get(part.name) != part:
+            raise CorruptPart(f"{part.name} did not arrive as it was sent")
+    for image in manifest.images:
+        path = images / image.name
+        if not path.is_file() or path.stat().st_size != image.size:
+            raise CorruptPart(f"the image {image.name} did not arrive whole")
+
+
+def prove(manifest: Manifest, images: Path, result: RestoreResult) -> None:
+    """A cold start must never pass for a restore (rule 5); raises RestoreFailed.
+
+    The proof is CRIU's own: its action script has named the first process, and each task, as many as were dumped,
+    is in CRIU's hand. (Its statistics are written when the tasks run, too late for this.) The source may have seen
+    more: what `docker exec` or a probe has put into the container is in no dump.
+    """
+    dumped = tasks_in(images)
+    tasks = proc.own(proc.tasks(freezer.cgroup_of(result.pid).tasks()), result.pid)
+    if len(tasks) != dumped or dumped > manifest.tasks:
+        raise RestoreFailed(f"{len(tasks)} of {dumped} tasks were restored; the source has {manifest.tasks}")
+    free = [task.pid for task in tasks if not task.tracer and task.state != "Z"]
+    if free:
+        raise RestoreFailed(f"{len(free)} of {len(tasks)} restored tasks are not held")
