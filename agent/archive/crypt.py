@@ -8,14 +8,13 @@ chunk's nonce is its number and whether it is the last: a stream that was cut ha
 
 import os
 from collections.abc import Callable
-
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from typing import TYPE_CHECKING
 
 from agent.base.errors import CorruptPart, Refused
 from protocol.errors import ErrorCode
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 MAGIC = b"transship-seal-1"
 SALT_BYTES = 16
@@ -42,7 +41,12 @@ def check_key(key: bytes) -> bytes:
     return key
 
 
-def _cipher(key: bytes, salt: bytes) -> AESGCM:
+def _cipher(key: bytes, salt: bytes) -> "AESGCM":
+    # imported when something is sealed: 6 MiB that an agent without a key never needs
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+    from cryptography.hazmat.primitives.hashes import SHA256
+    from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
     return AESGCM(HKDF(algorithm=SHA256(), length=32, salt=salt, info=MAGIC).derive(check_key(key)))
 
 
@@ -110,6 +114,8 @@ class Opener:
         return b""
 
     def _open(self, sealed: bytes) -> bytes:
+        from cryptography.exceptions import InvalidTag
+
         for last in (False, True):
             try:
                 plain = self._cipher.decrypt(_nonce(self._number, last), sealed, self._head)

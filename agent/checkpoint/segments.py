@@ -5,6 +5,7 @@ sent whole when CRIU is done. The receiver writes each segment where it belongs:
 """
 
 import asyncio
+import ctypes
 import os
 import re
 import tarfile
@@ -19,6 +20,7 @@ END = b"\0" * (2 * BLOCK)
 LOOK_AGAIN_SECONDS = 0.002
 """Between two looks at files that grow; a look at a tmpfs costs some microseconds."""
 GROWING = re.compile(r"pages-\d+\.img")
+_libc = ctypes.CDLL(None, use_errno=True)
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
@@ -82,13 +84,10 @@ async def _grown(path: Path, offsets: dict[str, int], *, least: int) -> AsyncIte
 
 
 def _punch(path: Path, start: int, length: int) -> None:
-    import ctypes
-
     keep_size_and_punch = 0x01 | 0x02
-    libc = ctypes.CDLL(None, use_errno=True)
     fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     try:  # best effort: where it fails, the source needs the room a little longer
-        libc.fallocate(fd, keep_size_and_punch, ctypes.c_long(start), ctypes.c_long(length))
+        _libc.fallocate(fd, keep_size_and_punch, ctypes.c_long(start), ctypes.c_long(length))
     finally:
         os.close(fd)
 
