@@ -40,6 +40,8 @@ class Engine(WireModel):
     runc: str = ""
     criu: str = ""
     """CRIU's version, empty where there is none."""
+    criu_features: tuple[str, ...] = ()
+    """What CRIU can do with this kernel, as `criu check --feature` calls it: mem_dirty_track, uffd-noncoop."""
     storage_driver: str = ""
     image_store: Literal["graphdriver", "containerd", ""] = ""
     cgroup_version: Literal[1, 2] = 2

@@ -32,7 +32,8 @@ async def hosts(controller: Controller, out: Out) -> int:
         for host in found:
             out.item(host)
     else:
-        columns = ("HOST", "STATE", "AGENT", "DOCKER", "CRIU", "KERNEL", "RUNNING", "MOVES", "MEMORY FREE", "")
+        about = ("HOST", "STATE", "AGENT", "DOCKER", "CRIU", "FEATURES", "KERNEL")
+        columns = (*about, "RUNNING", "MOVES", "MEMORY FREE", "")
         out.table(columns, [_host_row(host) for host in found], empty="no agent has ever been at this broker")
     _warn(controller, out)
     return OK
@@ -40,7 +41,7 @@ async def hosts(controller: Controller, out: Out) -> int:
 
 def _host_row(host: HostStatus) -> tuple[str, ...]:
     if not host.online:
-        return (host.host, "[red]offline[/]", *[""] * 8)
+        return (host.host, "[red]offline[/]", *[""] * 9)
     engine = host.engine
     memory = f"{size(host.memory_free_bytes)} of {size(host.memory_bytes)}"
     return (
@@ -49,6 +50,7 @@ def _host_row(host: HostStatus) -> tuple[str, ...]:
         host.agent_version,
         engine.docker if engine else "",
         engine.criu if engine else "",
+        ", ".join(engine.criu_features) if engine else "",
         escape(host.kernel),
         str(host.running),
         str(host.migrations),

@@ -1,6 +1,7 @@
 """This host as a story sees it: the doors, in one small frozen bundle. Made in daemon.py, faked in tests."""
 
-from dataclasses import dataclass
+import asyncio
+from dataclasses import dataclass, field
 
 from agent.base.config import Settings
 from agent.base.errors import CommandFailed
@@ -8,6 +9,9 @@ from agent.base.shell import Shell
 from agent.doors.docker import Docker
 from agent.migration.journal import Journal
 from protocol.status import Engine
+
+FEATURES = ("mem_dirty_track", "uffd-noncoop")
+"""What strategies ask for, as `criu check --feature` calls it: to know what was written since, and lazy pages."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +22,8 @@ class Host:
     docker: Docker
     shell: Shell
     journal: Journal
+    _features: dict[str, tuple[str, ...]] = field(default_factory=dict, repr=False, compare=False)
+    """By CRIU's version: the kernel stays what it is while we run."""
 
     @property
     def name(self) -> str:
@@ -26,7 +32,19 @@ class Host:
     async def engine(self) -> Engine:
         """Docker and CRIU as they are now; either may have been upgraded under us."""
         engine = await self.docker.engine(self.settings.runtime)
-        return engine.model_copy(update={"criu": await self._criu_version()})
+        version = await self._criu_version()
+        if version and version not in self._features:
+            found = await asyncio.gather(*map(self._has_feature, FEATURES))
+            self._features[version] = tuple(name for name, there in zip(FEATURES, found, strict=True) if there)
+        return engine.model_copy(update={"criu": version, "criu_features": self._features.get(version, ())})
+
+    async def _has_feature(self, name: str) -> bool:
+        """Ask CRIU, which asks the kernel; version numbers say nothing about how a kernel was built."""
+        try:
+            await self.shell.run("criu", "check", "--feature", name, label="criu", timeout=10)
+        except CommandFailed:
+            return False
+        return True
 
     async def _criu_version(self) -> str:
         try:

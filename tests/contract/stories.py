@@ -49,6 +49,7 @@ def engine(**more: Any) -> Engine:
             "api": "1.51",
             "runc": "1.3.6",
             "criu": "4.2.1",
+            "criu_features": ["mem_dirty_track", "uffd-noncoop"],
             "storage_driver": "overlay2",
             "image_store": "containerd",
             "runtime_registered": True,
