@@ -1,4 +1,4 @@
-"""The lab on the command line: `python -m lab up|down|status|sh|logs|cut|heal|slow`."""
+"""The lab on the command line: `python -m lab up|down|status|sh|logs|cut|heal|slow|vm`."""
 
 import argparse
 import os
@@ -8,11 +8,14 @@ from lab.host import OPTIONS, Engine, HostSpec
 from lab.lab import DEFAULT_HOSTS, Lab, remove
 from lab.service import Mode
 from lab.shell import LabError
+from lab.vm import checkout
 
 
 def main() -> int:
     options = _parser().parse_args()
     try:
+        if options.verb == "vm":
+            return _vm(options)
         _do(options)
     except LabError as error:
         print(f"lab: {error}", *getattr(error, "__notes__", []), sep="\n", file=sys.stderr)
@@ -44,6 +47,16 @@ def _do(options: argparse.Namespace) -> None:
             Lab.load(options.lab).heal(options.link)
         case "slow":
             Lab.load(options.lab).slow(options.link, options.rate)
+
+
+def _vm(options: argparse.Namespace) -> int:
+    def output(text: str) -> None:
+        print(text, end="", flush=True)
+
+    def say(line: str) -> None:
+        print(f"lab: {line}", file=sys.stderr)
+
+    return checkout.run(options.command, options.seconds, output, say)
 
 
 def _print_status(lab: Lab) -> None:
@@ -80,6 +93,9 @@ def _parser() -> argparse.ArgumentParser:
     slow = verbs.add_parser("slow", help="limit a machine's cable")
     slow.add_argument("link")
     slow.add_argument("rate", help="as tc writes it, for example 100mbit")
+    vm = verbs.add_parser("vm", help="run a command in this checkout inside an emulated machine with a stock kernel")
+    vm.add_argument("--seconds", type=float, default=900, help="the most it may take (default: 900)")
+    vm.add_argument("command", nargs="+", metavar="COMMAND", help="for example: python -m lab up; options after --")
     return parser
 
 

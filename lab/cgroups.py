@@ -134,6 +134,8 @@ def _hand_controllers_on(folder: Path) -> None:
 
 def _copy_cpuset(folder: Path) -> None:
     """Give a version 1 cpuset what its parent has: it starts empty, and no process may enter an empty one."""
+    if (folder / "cgroup.controllers").exists():
+        return  # in version 2 empty means what the parent has, and the root has no such file
     for name in ("cpuset.cpus", "cpuset.mems"):
         file = folder / name
         if file.exists() and not file.read_text().strip():

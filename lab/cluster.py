@@ -12,15 +12,15 @@ from agent.doors.mqtt_link import connect
 from lab.host import Host, HostSpec
 from lab.lab import Lab
 from lab.service import Mode
-from lab.shell import LabError
+from lab.shell import PATIENCE, LabError
 from protocol import topics
 from protocol.base import new_command_id
 from protocol.commands import Cancel, Command, Migrate, Reply, ReplyKind
 from protocol.reading import read
 from protocol.status import MigrationStatus, Phase
 
-READY_SECONDS = 60.0
-MOVE_SECONDS = 300.0
+READY_SECONDS = 60.0 * PATIENCE
+MOVE_SECONDS = 300.0 * PATIENCE
 TRANSSHIP = "/opt/transship/bin/transship"
 
 
@@ -47,7 +47,7 @@ class Cluster:
             for host in lab.hosts.values():
                 say(f"{host.name}: transship setup; transship agent")
                 host.run([TRANSSHIP, "setup"], timeout=60)
-                host.start_agent(config=agent or {})
+                host.start_agent(config=_deadlines() | dict(agent or {}))
             asyncio.run(cluster.until_ready())
         except BaseException:
             lab.down()
@@ -92,7 +92,7 @@ class Cluster:
                 ended = [host.name for host in self.lab.hosts.values() if not host.agent.running()]
                 if ended:
                     raise LabError(f"the agent on {ended[0]} has ended:\n{self.lab[ended[0]].agent_log()[-3000:]}")
-                await asyncio.sleep(0.05)
+                await asyncio.sleep(0.05 * PATIENCE)
 
     async def migrate(self, container: str, source: str, target: str, **fields: Any) -> Reply:
         """Move a container by a command over MQTT; the last reply."""
@@ -124,6 +124,15 @@ class Cluster:
             if first.kind is not ReplyKind.ACCEPTED:
                 raise LabError(f"refused at once: {first.error}")
             yield Moving(controller, source, first, replies)
+
+
+def _deadlines() -> dict[str, Any]:
+    """For agents on a slow machine; on any other they have those that users have."""
+    if PATIENCE == 1:
+        return {}
+    usual = config.Deadlines()
+    slower = ("connect", "offer", "stage", "freeze", "dump", "prepare", "go", "docker")
+    return {"deadlines": {name: getattr(usual, name) * PATIENCE for name in slower}}
 
 
 def migration(container: str, target: str, **fields: Any) -> Migrate:

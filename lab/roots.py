@@ -54,7 +54,7 @@ place=$1 lowers=$2 script=$3
 mount -t overlay overlay -o "lowerdir=$lowers,upperdir=$place/upper,workdir=$place/work" "$place/root"
 mount -t proc proc "$place/root/proc"
 mount -t tmpfs tmpfs "$place/root/tmp"
-cp "$place"/files/* "$place/root/tmp/"
+cp "$place"/files/. -R "$place/root/tmp/"
 touch "$place/root/etc/resolv.conf"
 mount --bind /etc/resolv.conf "$place/root/etc/resolv.conf"
 exec chroot "$place/root" sh -euc "$script"
@@ -72,15 +72,23 @@ class Layer:
     name: str
     recipe: str
     below: "Layer | None" = None
+    files: tuple[tuple[str, str], ...] = ()
+    """Name and content of what the recipe finds in /tmp."""
 
     @property
     def key(self) -> str:
-        parts = [self.name, self.recipe, self.below.key if self.below else ""]
+        recipe = self.recipe + "".join(content for _, content in self.files)
+        parts = [self.name, recipe, self.below.key if self.below else ""]
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:12]
 
     @property
     def folder(self) -> Path:
         return cache_folder() / "roots" / f"{self.name}-{self.key}"
+
+    @property
+    def chain(self) -> "tuple[Layer, ...]":
+        """This layer and all below it, topmost first."""
+        return (self, *(self.below.chain if self.below else ()))
 
 
 def base() -> Layer:
@@ -93,7 +101,7 @@ def docker28() -> Layer:
 
 def venv() -> Layer:
     requirements, constraints = _requirements()
-    return Layer("venv", _VENV + requirements + constraints, base())
+    return Layer("venv", _VENV, base(), (("requirements", requirements), ("constraints", constraints)))
 
 
 def compose_plugin() -> Path:
@@ -113,7 +121,11 @@ def install(words: str) -> str:
 
 def on_top(name: str, recipe: str) -> Layer:
     """Make a layer that no root has by itself, if it is not cached."""
-    layer = Layer(name, recipe, base())
+    return ensure_layer(Layer(name, recipe, base()))
+
+
+def ensure_layer(layer: Layer) -> Layer:
+    """Make a layer that only some need, if it is not cached."""
     ensure(with_docker28=False)
     if not layer.folder.is_dir():
         with build_lock() as lock:
@@ -193,12 +205,11 @@ def _build(layer: Layer, lock: int) -> None:
         made = work / "upper"
         for name in ("upper", "work", "root"):
             (work / name).mkdir()
-        requirements, constraints = _requirements()
-        (work / "files/requirements").write_text(requirements)
-        (work / "files/constraints").write_text(constraints)
-        script = _VENV if layer.name == "venv" else layer.recipe
+        for name, content in layer.files:
+            (work / "files" / name).write_text(content)
         isolated = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--"]
-        argv = ["sh", "-c", _IN_LAYER, "layer", str(work), str(layer.below.folder), script]
+        lowers = ":".join(str(below.folder) for below in layer.below.chain)
+        argv = ["sh", "-c", _IN_LAYER, "layer", str(work), lowers, layer.recipe]
         shell.run([*isolated, *argv], timeout=900, env=_pip_environment(work / "files"), pass_fds=[lock])
     made.rename(layer.folder)
     shutil.rmtree(work)

@@ -21,6 +21,10 @@ Process = subprocess.Popen[Any]
 PIPE = subprocess.PIPE
 STDOUT = subprocess.STDOUT
 DEVNULL = subprocess.DEVNULL
+TimeoutExpired = subprocess.TimeoutExpired
+PATIENCE = float(os.environ.get("TRANSSHIP_LAB_PATIENCE", "1"))
+"""How many times slower than usual this machine may be, as an emulated one is: all bounds are multiplied by it, and the
+pauses between two looks, which there cost what is looked at its processor."""
 
 
 class LabError(Exception):
@@ -54,11 +58,11 @@ def run(
         errors="replace", pass_fds=pass_fds,
     )  # fmt: skip
     try:
-        out, err = process.communicate(input, timeout=timeout)
+        out, err = process.communicate(input, timeout=timeout * PATIENCE)
     except subprocess.TimeoutExpired:
         end(process)
         out, err = process.communicate()
-        raise CommandFailed(argv, f"took more than {timeout:g} s", out + err) from None
+        raise CommandFailed(argv, f"took more than {timeout * PATIENCE:g} s", out + err) from None
     except BaseException:
         end(process)
         raise
@@ -92,7 +96,7 @@ def end(process: Process, how: signal.Signals = signal.SIGKILL, grace: float = 1
     if process.poll() is None:
         _signal_group(process.pid, how)
         try:
-            process.wait(grace)
+            process.wait(grace * PATIENCE)
         except subprocess.TimeoutExpired:
             _signal_group(process.pid, signal.SIGKILL)
             process.wait()
@@ -111,11 +115,11 @@ def unwind_on_sigterm() -> None:
 
 def wait_until(what: str, true: Callable[[], bool], timeout: float, every: float = 0.02) -> None:
     """Wait until a condition holds that the kernel can't tell us about; raise when it takes too long."""
-    deadline = time.monotonic() + timeout
+    deadline = time.monotonic() + timeout * PATIENCE
     while not true():
         if time.monotonic() > deadline:
-            raise LabError(f"{what}: not within {timeout:g} s")
-        time.sleep(every)
+            raise LabError(f"{what}: not within {timeout * PATIENCE:g} s")
+        time.sleep(every * PATIENCE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +169,7 @@ class Proc:
             return True
         try:
             # A pidfd becomes readable when the process has died, whoever its parent is.
-            return bool(select.select([handle], [], [], timeout)[0])
+            return bool(select.select([handle], [], [], timeout * PATIENCE)[0])
         finally:
             os.close(handle)
 

@@ -23,6 +23,11 @@ need_lab() {
     need_packages mmdebstrap iproute2 util-linux debian-archive-keyring
 }
 
+# need_vm: what emulates a machine and makes its disk.
+need_vm() {
+    need_lab && need_packages qemu-system-x86 qemu-utils e2fsprogs
+}
+
 # find_python: print the first interpreter that is new enough.
 find_python() {
     local candidate

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from lab.cluster import Cluster
 from lab.host import Host
+from lab.shell import PATIENCE
 from lab.workloads import Counted, counted
 
 WAIT_SECONDS = 30.0
@@ -13,10 +14,10 @@ WAIT_SECONDS = 30.0
 
 async def until(so: Callable[[], bool], what: str, seconds: float = WAIT_SECONDS) -> None:
     """Wait for something to become true; a bound, and then a failure that says what was missing."""
-    end = time.monotonic() + seconds
+    end = time.monotonic() + seconds * PATIENCE
     while not await asyncio.to_thread(so):
-        assert time.monotonic() < end, f"after {seconds:g} s still not so: {what}"
-        await asyncio.sleep(0.05)
+        assert time.monotonic() < end, f"after {seconds * PATIENCE:g} s still not so: {what}"
+        await asyncio.sleep(0.05 * PATIENCE)
 
 
 async def counts_on(host: Host, name: str, more: int = 20, *, taken_back: int = 0) -> Counted:

@@ -32,8 +32,8 @@ LIBRARIES = {
     "typer": "agent/cli",
     "rich": "agent/cli",
 }
-STARTS_PROCESSES = {"agent/base/shell.py", "agent/runtime/restore.py", "lab/shell.py"}
-"""The runtime is apart: standard library only, and one process in the blackout."""
+STARTS_PROCESSES = {"agent/base/shell.py", "agent/runtime/restore.py", "lab/shell.py", "lab/vm/guest.py"}
+"""The runtime is apart: standard library only, and one process in the blackout. So is the guest, alone on a disk."""
 
 
 def modules(*folders: str) -> Iterator[tuple[str, ast.Module]]:
