@@ -23,9 +23,10 @@ from agent.doors.peer_client import PeerClient
 from agent.doors.peer_server import PeerServer
 from agent.inventory import Inventory
 from agent.logs import set_up_logging
+from agent.migration import kept
 from agent.migration.host import Host
 from agent.migration.journal import Journal
-from agent.migration.kept import Kept
+from agent.migration.kept import Keeper
 from agent.migration.machine import Role
 from agent.migration.sources import Sources
 from agent.migration.targets import Targets
@@ -78,7 +79,7 @@ class Agent:
         self.targets = Targets(self.host, Asking(self), lambda peer, migration: self.vault.decision(peer, migration))
         self.vault = Vault(self.host, self.sources, self.targets, self.peer)
         self.natives = Natives(self.host, self.sources, self.peer)
-        self.kept = Kept(self.host.docker, settings.state_dir)
+        self.kept = Keeper(self.host.docker, settings.state_dir)
         self.schedule = Schedule(self.host.docker, self.vault.store, self.vault.scheduled, settings.host)
         self.dispatcher = Dispatcher(self.host, self.announcer, self.sources, self.targets, self.vault, self.natives)
         self.inventory = Inventory(self.host.docker, settings.host, self.announcer, engine=self.host.engine)
@@ -100,7 +101,7 @@ class Agent:
             self.sources.container_died(event.container_id)
         elif event.action == "kill":
             self.sources.container_signalled(event.container_id, event.attributes.get("signal", ""))
-        if event.action in ("start", "destroy"):
+        if event.action in ("start", "destroy", "update"):
             self.kept.started(event.container_id)
         if event.action in CHANGES:
             self.schedule.changed()
@@ -120,6 +121,7 @@ class Agent:
         await self.host.journal.open()
         await self._server.start()  # first: where another agent has the port, the journal is that one's to take up
         self.vault.sweep()
+        kept.sweep(self._settings.state_dir)
         await self._recover()
         self.inventory.on_event(self._docker_event)
         self.inventory.on_list(self._docker_listed)

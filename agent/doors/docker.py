@@ -104,6 +104,12 @@ class Docker(Gate):
         path = path_of("containers", ref, "kill")
         return await self.do("POST", path, params={"signal": signal}, fine=(NOT_FOUND, CONFLICT))
 
+    async def pause(self, ref: str) -> None:
+        await self.do("POST", path_of("containers", ref, "pause"))
+
+    async def unpause(self, ref: str) -> None:
+        await self.do("POST", path_of("containers", ref, "unpause"))
+
     async def remove(self, ref: str, force: bool = True, volumes: bool = False) -> None:
         """Make sure that it is gone."""
         try:

@@ -59,6 +59,8 @@ class Container:
     state: str
     """Docker's word: created, running, paused, restarting, removing, exited, dead."""
     running: bool
+    started_at: str
+    """Of the last start, as Docker writes it."""
     paused: bool
     health: str
     image_id: str
@@ -149,6 +151,7 @@ def container(raw: Json) -> Container:
         pid=state.get("Pid") or 0,
         state=state["Status"],
         running=bool(state.get("Running")),
+        started_at=state.get("StartedAt") or "",
         paused=bool(state.get("Paused")),
         health=(state.get("Health") or {}).get("Status") or "",
         image_id=raw["Image"],

@@ -216,6 +216,7 @@ async def _subject(
         data_root=Path(await host.docker.data_root()),
         after=request.source,
         memory_bytes=memory,
+        started_at=container.started_at,
         watched=view.watched,
         notes=(*details.notes, *warnings(container, view)),
     )

@@ -44,6 +44,8 @@ class Subject:
     """dockerd's folder, where the container's log files are."""
     after: SourcePolicy
     memory_bytes: int
+    started_at: str = ""
+    """Of the container, as Docker writes it; not in the journal."""
     watched: tuple[str, ...] = ()
     """Paths under an inotify watch; CRIU finds them only if told."""
     notes: tuple[str, ...] = ()

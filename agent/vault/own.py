@@ -7,13 +7,14 @@ the command line on the host itself, and by the agent for commands that come ove
 
 from pathlib import Path
 
-from agent.base.errors import Refused, RestoreFailed
-from agent.base.tasks import within
-from agent.checkpoint import native
+from agent.base.errors import Refused, RestoreFailed, StepFailed
+from agent.base.tasks import to_the_end, within
+from agent.checkpoint import freezer, native
 from agent.doors import docker_checkpoints
 from agent.doors.docker import Docker
 from agent.doors.docker_model import Container
 from agent.migration import kept
+from agent.migration.kept import Kept
 from protocol.errors import ErrorCode
 
 END_SECONDS = 60.0
@@ -46,17 +47,34 @@ async def create(docker: Docker, state: Path, found: Container, name: str, *, le
         raise Refused(ErrorCode.NAME_TAKEN, f"{found.name} has a checkpoint {name} already")
     if leave_running:
         await docker_checkpoints.create(docker, found.id, name, leave_running=True)
-        return
-    kept.keep(state, found.id, kept.policy_of(state, found))
+    else:
+        await _create_and_end(docker, state, found, name)
+
+
+async def _create_and_end(docker: Docker, state: Path, found: Container, name: str) -> None:
+    """Frozen, not dead, until dockerd has all of it: it copies the memory several times after the dump, and where that
+    fails it would have ended the container for nothing.
+    """
+    group = freezer.cgroup_of(found.pid)
+    kept.keep(state, found.id, Kept(kept.policy_of(state, found), found.started_at, kept.me()))
     try:
-        # dockerd takes the end for a failure, and starts a second one by its policy
-        await docker.set_restart_policy(found.id, {"Name": "no"})
-        await docker_checkpoints.create(docker, found.id, name, leave_running=False)
-        async with within(END_SECONDS, "the container's end"):
-            await docker.wait_exit(found.id)
+        await docker.set_restart_policy(found.id, {"Name": "no"})  # dockerd takes the end for a failure
+        await docker.pause(found.id)  # by dockerd, or containerd would try to
+        await docker_checkpoints.create(docker, found.id, name, leave_running=True)
+        if not group.is_frozen():
+            await docker_checkpoints.remove(docker, found.id, name)
+            raise StepFailed(f"{found.name} was unpaused by somebody while its checkpoint was taken: it is of no use")
     except BaseException:
-        await kept.give_back(docker, state, found.id)  # to one that runs on
+        async with within(END_SECONDS, "taking it back"):
+            await to_the_end(kept.until_given_back(docker, state, found.id, given_up=True))
         raise
+    await to_the_end(_end(docker, found, group))
+
+
+async def _end(docker: Docker, found: Container, group: freezer.Cgroup) -> None:
+    await freezer.kill_frozen(group)
+    async with within(END_SECONDS, "the container's end"):
+        await docker.wait_exit(found.id)
 
 
 async def start(docker: Docker, state: Path, found: Container, name: str) -> None:

@@ -111,7 +111,8 @@ async def take(run: Run, subject: Subject, host: Host, place: Place, wanted: Wan
 
 async def end(run: Run, subject: Subject, host: Host, undo: Undo) -> None:
     """The frozen copy dies while it is still locked; the container stays, as one that was stopped."""
-    await asyncio.to_thread(kept.keep, host.settings.state_dir, subject.id, subject.restart_policy)
+    to_keep = kept.Kept(subject.restart_policy, subject.started_at)
+    await asyncio.to_thread(kept.keep, host.settings.state_dir, subject.id, to_keep)
     await run.note_down(stopped=True)  # nobody starts it anew, after a crash either: it is in the archive
     run.stopped = True
     undo.detach()

@@ -1,5 +1,7 @@
 """Docker's own checkpoints: where they work they are of use, here and on another host; where not, that is said."""
 
+import asyncio
+from pathlib import Path
 from typing import Any
 
 from lab.cluster import Cluster
@@ -7,7 +9,7 @@ from lab.workloads import run_counter
 from protocol.base import new_command_id
 from protocol.commands import NativeCreate, NativeList, NativeRemove, NativeStart, Reply, ReplyKind
 from protocol.errors import ErrorCode
-from tests.e2e.archives import KEEPS_AGENT, copy, last_logged, policy, remove, run, said, state
+from tests.e2e.archives import KEEPS_AGENT, copy, last_logged, policy, remove, run, said, state, typed
 from tests.e2e.support import clean, counts_on, until
 
 
@@ -30,6 +32,23 @@ async def test_a_container_goes_on_from_its_own_checkpoint(keeps: Cluster) -> No
         assert refused.returncode == 2, "Docker itself would say yes, and restore nothing"
         run(keeps, "a26", f"transship native rm {name} first")
         assert said(keeps, "a26", f"transship native ls {name}")["checkpoints"] == ["second"]
+    finally:
+        remove(here, name)
+
+
+async def test_a_command_line_that_is_killed_leaves_it_to_the_agent(keeps: Cluster) -> None:
+    """Paused, until the agent sees that nobody is at it any more."""
+    here, name = keeps["a26"], "own-orphan"
+    try:
+        run_counter(here, name, "--restart", "always", mib=128)
+        await counts_on(here, name)
+        started = typed(keeps, "a26", f"transship native create {name} taken")
+        await until(lambda: state(here, name) == "paused", "it is paused")
+        here.run(["kill", "-KILL", str(started.pid)])
+        started.end()
+        await until(lambda: state(here, name) == "running", "the agent lets it go on")
+        await until(lambda: policy(here, name) == "always", "with its own policy")
+        await counts_on(here, name)
     finally:
         remove(here, name)
 
@@ -111,6 +130,37 @@ async def test_over_mqtt_it_is_taken_listed_started_from_and_removed(keeps: Clus
         assert gone.error is not None
         assert gone.error.code is ErrorCode.NO_SUCH_CHECKPOINT
         await clean(keeps, "a26")
+    finally:
+        remove(here, name)
+
+
+async def test_over_mqtt_an_agent_that_is_killed_meanwhile_has_no_second_one_started(keeps: Cluster) -> None:
+    """It runs with its policy, or it is stopped without and can be started from its checkpoint; never neither."""
+    here, name = keeps["a26"], "own-killed"
+    try:
+        run_counter(here, name, "--restart", "always", mib=128)
+        await counts_on(here, name)
+        found = here.docker("inspect", "-f", "{{.Id}}", name)
+        checkpoint = Path(f"/proc/{here.node.init().pid}/root/var/lib/docker/containers/{found}/checkpoints/taken")
+        asking = asyncio.create_task(asked(keeps, "a26", NativeCreate, container=name, name="taken"))
+        await until(checkpoint.exists, "dockerd has begun")
+        here.kill_agent()
+        here.start_agent(config=KEEPS_AGENT)
+        await keeps.until_ready()
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+        await until(lambda: state(here, name) == "exited" or policy(here, name) == "always", "one or the other")
+        if state(here, name) == "exited":
+            assert policy(here, name) == "no"
+            last = last_logged(here, name)
+            here.restart_dockerd()
+            await keeps.until_ready()
+            assert state(here, name) == "exited"
+            await done(keeps, "a26", NativeStart, container=name, name="taken")
+            assert last in (await counts_on(here, name)).logged
+        else:
+            await counts_on(here, name)
+        assert policy(here, name) == "always"
     finally:
         remove(here, name)
 

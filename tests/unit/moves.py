@@ -103,6 +103,7 @@ def subject(folder: Path, pid: int, **changes: Any) -> Subject:
         data_root=folder,
         after=SourcePolicy.REMOVE,
         memory_bytes=1,
+        started_at="first",
     )
 
 
@@ -177,6 +178,8 @@ class FakeDocker(Faults):
         self.there = True
         self.running = True
         self.exit_code = 0
+        self.started_at = "first"
+        self.paused = False
         self.pid = pid
         self.policy = policy
 
@@ -192,6 +195,8 @@ class FakeDocker(Faults):
             "Running": self.running,
             "Pid": self.pid if self.running else 0,
             "ExitCode": self.exit_code,
+            "StartedAt": self.started_at,
+            "Paused": self.paused,
         }
         host = {"RestartPolicy": {"Name": self.policy}}
         return docker_model.container(
@@ -208,7 +213,11 @@ class FakeDocker(Faults):
 
     async def start(self, ref: str) -> None:
         await self._asked("start")
-        self.running = True
+        self.running, self.started_at = True, "again"
+
+    async def unpause(self, ref: str) -> None:
+        await self._asked("unpause")
+        self.paused = False
 
     async def remove(self, ref: str, **_: bool) -> None:
         await self._asked("remove")

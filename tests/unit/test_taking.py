@@ -137,7 +137,7 @@ async def test_it_is_ended_when_all_is_kept(world: World) -> None:
     assert [info.id for info in world.vault.store.all()] == [outcome.checkpoint.id if outcome.checkpoint else ""]
     assert world.killed == 1
     assert world.docker.policy == "no", "dockerd would start it empty when it comes up the next time"
-    assert kept.recall(world.folder, CONTAINER) == {"Name": "always"}
+    assert kept.recall(world.folder, CONTAINER) == kept.Kept({"Name": "always"}, "first")
     assert world.journal.phases[-1] == Phase.ROLLED_BACK
 
 
@@ -190,7 +190,7 @@ async def test_an_agent_that_is_stopped_while_it_decides_ends_it(world: World, m
     assert len(world.vault.store.all()) == 1
     await world.journal.until(Phase.ROLLED_BACK)
     assert world.docker.policy == "no"
-    assert kept.recall(world.folder, CONTAINER) == {"Name": "always"}
+    assert kept.recall(world.folder, CONTAINER) == kept.Kept({"Name": "always"}, "first")
     assert not world.docker.running, "it is in the archive: nobody starts it again"
     entry = await world.journal.get(migration, sources.Role.SOURCE)
     assert entry is not None
