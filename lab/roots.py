@@ -114,6 +114,11 @@ def archive_tools() -> Path:
     return on_top("archives", install("--no-install-recommends checkpointctl docker-registry skopeo")).folder
 
 
+def storage_tools() -> Path:
+    """A layer with what makes a btrfs, for a host that is to have one."""
+    return on_top("storage", install("--no-install-recommends btrfs-progs")).folder
+
+
 def install(words: str) -> str:
     """Write the recipe of a layer that has some packages more, with what else apt-get is to be told."""
     return _INSTALL.format(words)

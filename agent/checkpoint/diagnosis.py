@@ -48,6 +48,11 @@ CAUSES = (
         "free memory or let the program close the file",
     ),
     _cause(
+        r"Can't link remap|Unaccessible path opened",
+        "it has a file open that its path does not lead to any more: something is mounted over it",
+        "let the program close the file, or take away what is mounted there",
+    ),
+    _cause(
         r"[Ff]ile locks are hold|Some file locks",
         "it holds file locks that reach beyond the container",
         "let it release them; a lock on a shared volume belongs to all who use it",

@@ -66,8 +66,11 @@ class Tree:
 TREE = TypeAdapter(Tree)
 
 
-def mounts_of(mountinfo: str, sources: Mapping[str, str]) -> tuple[tuple[str, ...], dict[str, str]]:
+def mounts_of(mountinfo: str, sources: Mapping[str, str], here: str) -> tuple[tuple[str, ...], dict[str, str]]:
     """How the root is mounted, and what comes from the host; `sources` by mount point, as Docker has them.
+
+    `here` is the host's own mountinfo: what is mounted in the container is said there by its place on the file system,
+    which the host may have mounted anywhere.
 
     Raises:
         Refused: the root file system is of a kind that can't be set up again.
@@ -77,28 +80,39 @@ def mounts_of(mountinfo: str, sources: Mapping[str, str]) -> tuple[tuple[str, ..
     externals: dict[str, str] = {}
     for line in mountinfo.splitlines():
         left, _, right = line.partition(" - ")
-        inside, point = left.split()[3:5]
+        number, inside, point = left.split()[2:5]
         kind, device, options = right.split(" ", 2)
         if point == "/":
-            root = root_mount(kind, device, inside, options)
+            root = root_mount(kind, device, inside, options, host_path(number, inside, here))
         elif kind == "cgroup":
             externals[point] = f"/sys/fs/cgroup/{Path(point).name}{inside}"
         elif kind not in INNER or point in sources:
-            externals[point] = sources.get(point, inside)
+            externals[point] = sources.get(point) or host_path(number, inside, here) or inside
     if not root:
         raise Refused(ErrorCode.NOT_MIGRATABLE, "its root file system can't be found")
     return root, externals
 
 
-def root_mount(kind: str, device: str, inside: str, options: str) -> tuple[str, ...]:
+def host_path(device: str, inside: str, here: str) -> str:
+    """Where the host sees a place of a file system; empty if it has not mounted that part of it."""
+    found: list[tuple[int, str]] = []
+    for line in here.splitlines():
+        number, root, point = line.partition(" - ")[0].split()[2:5]
+        below = "/" if root == "/" else root + "/"
+        if number == device and (inside + "/").startswith(below):
+            found.append((len(root), str(Path(point) / inside.removeprefix(root).lstrip("/"))))
+    return max(found, default=(0, ""))[1]
+
+
+def root_mount(kind: str, device: str, inside: str, options: str, seen: str) -> tuple[str, ...]:
     """As the storage driver would mount it: overlay2 and containerd's snapshots, vfs and btrfs."""
     if kind == "overlay":
         wanted = ("lowerdir=", "upperdir=", "workdir=", "userxattr", "index=", "metacopy=", "redirect_dir=")
         return ("-t", "overlay", "-o", ",".join(o for o in options.split(",") if o.startswith(wanted)), "overlay")
     if kind == "btrfs":
         return ("-t", "btrfs", "-o", f"subvol={inside}", device)
-    if inside != "/":  # vfs: a folder of the host's file system
-        return ("--bind", inside)
+    if inside != "/" and seen:  # vfs: a folder of the host's file system
+        return ("--bind", seen)
     raise Refused(
         ErrorCode.NOT_MIGRATABLE,
         f"its root file system is of the kind {kind}",

@@ -141,7 +141,8 @@ async def _tree(docker: Docker, container: Container) -> Tree:
             f"{container.name} has users of its own (userns-remap)",
             hint="`transship checkpoint` takes it",
         )
-    root, externals = external.mounts_of((proc / "mountinfo").read_text(), _sources(container))
+    here = Path("/proc/self/mountinfo").read_text()
+    root, externals = external.mounts_of((proc / "mountinfo").read_text(), _sources(container), here)
     return Tree(
         container=container.name,
         id=container.id,

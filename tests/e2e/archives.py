@@ -4,6 +4,7 @@ import json
 import tarfile
 import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from lab import roots
@@ -99,12 +100,16 @@ def copy(here: Host | Node, there: Host | Node, path: str) -> None:
 
 
 def give_tools(host: Host) -> None:
-    """Put checkpointctl, docker-registry and skopeo on a host that has them not, with what they are linked with."""
-    if host.run(["which", "checkpointctl", "docker-registry", "skopeo"], check=False).returncode == 0:
-        return
-    layer = roots.archive_tools()
-    wanted = [layer / "usr/bin" / name for name in ("checkpointctl", "docker-registry", "skopeo")]
-    wanted += [*sorted((layer / "usr/lib").glob("*-linux-gnu/lib*.so*")), layer / "etc/containers"]
+    """Put checkpointctl, docker-registry and skopeo on a host that has them not."""
+    names = ("checkpointctl", "docker-registry", "skopeo")
+    if host.run(["which", *names], check=False).returncode != 0:
+        layer = roots.archive_tools()
+        give(host, layer, *(layer / "usr/bin" / name for name in names), layer / "etc/containers")
+
+
+def give(host: Host, layer: Path, *programs: Path) -> None:
+    """Put what is in a layer on a host that was made without, with what it is linked with."""
+    wanted = [*programs, *sorted((layer / "usr/lib").glob("*-linux-gnu/lib*.so*"))]
     with tempfile.TemporaryFile() as file:
         with tarfile.open(fileobj=file, mode="w") as tar:
             for path in wanted:

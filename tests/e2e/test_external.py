@@ -1,40 +1,17 @@
 """CRIU straight on a container's processes: what counted goes on counting, beside Docker; by the command or by hand."""
 
+import re
+from pathlib import Path
+
 import pytest
 
 from lab.cluster import Cluster
-from lab.host import Host
 from lab.workloads import run_counter
 from tests.e2e.archives import address, last_logged, remove, run, state
+from tests.e2e.external_support import do, end, goes_on, kept, printed
 from tests.e2e.support import counts_on, until
 
 HOSTS = ["a26", "b28"]
-
-
-def kept(host: Host, name: str, file: str) -> str:
-    found = host.docker("inspect", "-f", "{{.Id}}", name)
-    return host.run(["cat", f"/var/lib/transship/external/{found[:12]}/{file}"]).stdout
-
-
-def printed(host: Host, name: str) -> list[int]:
-    return [int(line) for line in kept(host, name, "stdout").split()[:-1]]
-
-
-def written(host: Host, pid: int) -> list[int]:
-    """What the restored one has written into its file so far, seen through its own root."""
-    rows = host.run(["cat", f"/proc/{pid}/root/count"], check=False).stdout.splitlines()
-    return [int(row.split()[0]) for row in rows if row.count(" ") == 1]
-
-
-async def goes_on(host: Host, name: str, last: int) -> int:
-    """It counts on from where it was, with its volume and its address; its first process."""
-    pid = int(kept(host, name, "work/pid"))
-    await until(lambda: max(written(host, pid), default=0) > last + 20, f"{name} counts on beside Docker")
-    numbers = written(host, pid)
-    assert numbers == list(range(1, numbers[-1] + 1)), "none is missing, none came twice"
-    assert host.run(["cat", f"/proc/{pid}/root/data/file"]).stdout == "kept\n"
-    assert state(host, name) == "exited"
-    return pid
 
 
 @pytest.mark.parametrize("by_hand", [False, True], ids=["command", "pasted"])
@@ -58,19 +35,36 @@ async def test_a_tree_is_dumped_and_restored_beside_docker(keeps: Cluster, host:
         assert "/var/lib/transship/external" not in mounts, "what was set up is taken down again"
         assert "transship-" not in here.run(["ip", "netns"]).stdout
     finally:
-        if pid:
-            here.run(["kill", "-9", str(pid)], check=False)
+        end(here, name, pid)
         remove(here, name)
         here.run(["sh", "-c", "rm -rf /var/lib/transship/external/*"], check=False)
 
 
-def do(keeps: Cluster, host: str, words: str, *, by_hand: bool) -> None:
-    """By the command; or the commands that it prints, pasted into a shell."""
-    if not by_hand:
-        assert "criu " in run(keeps, host, f"{words} -v").stdout
-        return
-    script = run(keeps, host, f"{words} --dry-run").stdout
-    keeps[host].run(["sh", "-ec", script], timeout=120)
+async def test_the_options_of_today_are_those_that_the_page_explains(keeps: Cluster) -> None:
+    """Each of the table's right column is in what is printed; and that is said which Docker does not say."""
+    here, name = keeps["b28"], "ext-words"
+    pid = 0
+    try:
+        run_counter(here, name)
+        await counts_on(here, name)
+        dump = run(keeps, "b28", f"transship criu dump {name} -v").stdout
+        restore = run(keeps, "b28", f"transship criu restore {name} -v").stdout
+        pid = int(kept(here, name, "work/pid"))
+        for words in (dump, restore):
+            for option in ("mnt[/etc/hosts]:", "--manage-cgroups=soft", "--evasive-devices"):
+                assert option in words, option
+        assert re.search(r"--external '?net\[\d+\]:network", dump)
+        for option in ("--root /var/lib/transship/external/", "--inherit-fd 'fd[9]:network'", "--restore-detached"):
+            assert option in restore, option
+        assert "Docker says it has exited" in dump
+        assert "It is not Docker's child: `docker ps` says Exited still" in restore
+        page = (Path(__file__).parents[2] / "docs/checkpoints.md").read_text()
+        for old in ("--ext-mount-map", "--manage-cgroups", "--evasive-devices", "--root DIR"):
+            assert f"| `{old}" in page
+    finally:
+        end(here, name, pid)
+        remove(here, name)
+        here.run(["sh", "-c", "rm -rf /var/lib/transship/external/*"], check=False)
 
 
 async def test_it_can_go_on_after_the_dump(keeps: Cluster) -> None:

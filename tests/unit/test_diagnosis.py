@@ -11,6 +11,7 @@ LINES = {
     "(00.021) Error (criu/sk-unix.c:836): unix: Can't dump half of stream unix connection.": "UNIX connection",
     "(00.013) Error (criu/fsnotify.c:284): fsnotify: Can't dump that handle": "watches files",
     "(0.1) Error (criu/files-reg.c:1024): Can't dump ghost file /tmp/x of 2097152 size": "was deleted",
+    "(0.1) Error (criu/files-reg.c:1159): Can't link remap to /x: Invalid cross-device link": "mounted over it",
     "(00.010) Error (criu/file-lock.c:110): Some file locks are hold by dumping tasks!": "locks",
     "(00.009) Error (criu/tty.c:1964): tty: Found dangling tty with sid 1 pgid 1 (pts) on peer fd 0.": "terminal",
     "(00.014) Error (criu/sk-inet.c:191): inet: Connected TCP socket, consider using": "TCP connections",

@@ -7,7 +7,7 @@ import pytest
 from agent.base.errors import Refused
 from agent.base.shell import printable
 from agent.checkpoint import external
-from agent.checkpoint.external import Address, Tree, mounts_of, root_mount
+from agent.checkpoint.external import Address, Tree, host_path, mounts_of, root_mount
 
 MOUNTINFO = """\
 143 78 0:50 / / rw,relatime - overlay overlay rw,lowerdir=/l/A:/l/B,upperdir=/o/diff,workdir=/o/work,xino=off
@@ -23,30 +23,46 @@ MOUNTINFO = """\
 """
 SOURCES = {"/data": "/var/lib/docker/volumes/v/_data", "/etc/hosts": "/var/lib/docker/c/hosts", "/given": "/run/socket"}
 
+HERE = """\
+20 1 0:20 / / rw - overlay overlay rw
+21 20 254:0 / /mnt/disk rw - ext4 /dev/vda rw
+22 20 254:0 /vm /var/lib/docker rw - ext4 /dev/vda rw
+23 20 8:1 /data /srv rw - ext4 /dev/sda1 rw
+"""
+
+
+def test_a_place_of_a_file_system_is_where_the_host_has_mounted_it() -> None:
+    assert host_path("254:0", "/vm/vfs/dir/x", HERE) == "/var/lib/docker/vfs/dir/x"
+    assert host_path("254:0", "/vm", HERE) == "/var/lib/docker"
+    assert host_path("254:0", "/vmlinuz", HERE) == "/mnt/disk/vmlinuz"
+    assert host_path("8:1", "/other", HERE) == "", "a part that is not mounted"
+    assert host_path("8:2", "/data", HERE) == ""
+
 
 def test_what_comes_from_the_host_is_named_and_the_rest_is_criu_s() -> None:
-    root, externals = mounts_of(MOUNTINFO, SOURCES)
+    root, externals = mounts_of(MOUNTINFO, SOURCES, HERE)
     assert root == ("-t", "overlay", "-o", "lowerdir=/l/A:/l/B,upperdir=/o/diff,workdir=/o/work", "overlay")
     assert externals == {
         "/sys/fs/cgroup/pids": "/sys/fs/cgroup/pids/docker/abc",
         "/data": "/var/lib/docker/volumes/v/_data",
         "/etc/hosts": "/var/lib/docker/c/hosts",
-        "/unknown": "/elsewhere",
+        "/unknown": "/mnt/disk/elsewhere",
         "/given": "/run/socket",
     }
 
 
 def test_other_storage_drivers_are_mounted_as_they_do() -> None:
-    assert root_mount("btrfs", "/dev/sdb", "/subvolumes/x", "rw,subvolid=7") == (
+    assert root_mount("btrfs", "/dev/sdb", "/subvolumes/x", "rw,subvolid=7", "") == (
         *("-t", "btrfs", "-o", "subvol=/subvolumes/x", "/dev/sdb"),
     )
-    assert root_mount("ext4", "/dev/vda", "/var/lib/docker/vfs/dir/x", "rw") == ("--bind", "/var/lib/docker/vfs/dir/x")
+    here = "/var/lib/docker/vfs/dir/x"
+    assert root_mount("ext4", "/dev/vda", "/vm/vfs/dir/x", "rw", here) == ("--bind", here)
     with pytest.raises(Refused, match="squashfs"):
-        root_mount("squashfs", "/dev/loop0", "/", "ro")
+        root_mount("squashfs", "/dev/loop0", "/", "ro", "/")
 
 
 def tree() -> Tree:
-    root, externals = mounts_of(MOUNTINFO, SOURCES)
+    root, externals = mounts_of(MOUNTINFO, SOURCES, HERE)
     address = Address("docker0", ("172.17.0.2/16", "fd00::2/64"), "02:42:ac:11:00:02", ("172.17.0.1",))
     return Tree("we b", "ab" * 32, 42, root, externals, {1: "pipe:[7]", 2: "pipe:[8]"}, (address,), "net[9]", "always")
 
