@@ -44,6 +44,11 @@ async def test_inspect_shows_whose_it_is_and_what_is_in_it(shown: Cluster) -> No
     assert NAME in text
 
 
+async def test_it_is_packed_with_zstd_and_root_s_alone(shown: Cluster) -> None:
+    assert run(shown, "b28", f"stat -c %a:%u {PLAIN} {SEALED}").stdout.split() == ["600:0", "600:0"]
+    assert run(shown, "b28", f"head -c 4 {PLAIN} | od -An -tx1").stdout.split() == ["28", "b5", "2f", "fd"]
+
+
 async def test_verify_finds_a_changed_byte(shown: Cluster) -> None:
     run(shown, "b28", f"transship checkpoint {NAME} -R --compress none --to /root/plain.tar")
     run(shown, "b28", "printf X | dd of=/root/plain.tar bs=1 seek=4000000 conv=notrunc status=none")

@@ -3,11 +3,14 @@
 import asyncio
 import json
 import re
+from typing import Any
 
 import pytest
 
 from lab.cluster import Cluster
 from lab.workloads import counted, run_counter
+from protocol.base import new_command_id
+from protocol.commands import Checkpoint, ListCheckpoints, RemoveCheckpoint, Reply, ReplyKind, Restore
 from tests.e2e.archives import address, copy, last_logged, policy, remove, run, said, state
 from tests.e2e.support import clean, counts_on, until
 
@@ -94,6 +97,49 @@ async def test_an_archive_goes_through_a_pipe(keeps: Cluster) -> None:
         remove(there, name)
 
 
+async def test_a_file_here_is_restored_on_another_host(keeps: Cluster) -> None:
+    here, there, name = keeps["b28"], keeps["a26"], "ck-file"
+    try:
+        run_counter(here, name)
+        await counts_on(here, name)
+        run(keeps, "b28", f"transship checkpoint {name} --with-image --to /root/ck-file.tar.zst")
+        last = last_logged(here, name)
+        said(keeps, "b28", "transship restore /root/ck-file.tar.zst --on a26 --name ck-file-there")
+        assert last in (await counts_on(there, "ck-file-there")).logged
+        assert state(here, name) == "exited"
+        await clean(keeps, "a26", "b28")
+    finally:
+        remove(here, name)
+        remove(there, "ck-file-there")
+
+
+@pytest.mark.parametrize("host", HOSTS)
+async def test_a_controller_asks_for_it_over_mqtt(keeps: Cluster, host: str) -> None:
+    """By the messages of the contract; the command line is one controller among others."""
+    here, name = keeps[host], f"ck-mqtt-{host}"
+
+    async def asked(kind: type[Any], **fields: Any) -> Reply:
+        replies = [reply async for reply in keeps.ask(host, kind(id=new_command_id(), **fields))]
+        assert replies[-1].kind is ReplyKind.FINISHED, replies[-1].error
+        return replies[-1]
+
+    try:
+        run_counter(here, name)
+        await counts_on(here, name)
+        taken = (await asked(Checkpoint, container=name, leave_running=False)).checkpoint
+        assert taken is not None
+        assert state(here, name) == "exited"
+        last = last_logged(here, name)
+        assert taken.id in {each.id for each in (await asked(ListCheckpoints)).checkpoints or ()}
+        await asked(Restore, checkpoint=taken.id, name=f"{name}-clone")
+        assert last in (await counts_on(here, f"{name}-clone")).logged
+        await asked(RemoveCheckpoint, checkpoint=taken.id)
+        assert taken.id not in {each.id for each in (await asked(ListCheckpoints)).checkpoints or ()}
+        await clean(keeps, host)
+    finally:
+        remove(here, name, f"{name}-clone")
+
+
 async def test_a_reader_that_goes_away_costs_nothing(keeps: Cluster) -> None:
     """The container was to be stopped: its archive was not taken whole, so it runs on."""
     here, name = keeps["b28"], "ck-broken"
@@ -136,6 +182,50 @@ async def test_an_archive_that_was_changed_restores_nothing(keeps: Cluster) -> N
 
 
 HOLDS_A_FILE = "import time; file = open('/data/file'); print('open', flush=True); time.sleep(1e6)"
+
+
+HOLDS_WHAT_IS_HIDDEN = """
+import ctypes, os, time
+os.makedirs("/place")
+file = open("/place/file", "wb")
+assert ctypes.CDLL(None).mount(b"tmpfs", b"/place", b"tmpfs", 0, b"") == 0
+print("hidden", flush=True)
+time.sleep(1e6)
+"""
+MAY_MOUNT = ("--cap-add", "SYS_ADMIN", "--security-opt", "apparmor=unconfined")
+
+
+@pytest.mark.parametrize("host", HOSTS)
+async def test_a_dump_that_fails_says_why_and_where_the_log_is(keeps: Cluster, host: str) -> None:
+    """Something is mounted over a file that it holds open."""
+    here, name = keeps[host], f"ck-hidden-{host}"
+    program = ("py", "python3", "-c", HOLDS_WHAT_IS_HIDDEN)
+    try:
+        here.ensure_image("py")
+        here.docker("run", "-d", "--name", name, "--restart", "always", *MAY_MOUNT, *program)
+        await until(lambda: "hidden" in here.docker("logs", name), "the file is hidden")
+        failed = run(keeps, host, f"transship checkpoint {name} --json", check=False)
+        error = json.loads(failed.stdout.splitlines()[-1])["error"]
+        assert error["code"] == "dump-failed"
+        assert "probably it has a file open that its path does not lead to" in error["message"]
+        assert any("Error" in line and "/place/file" in line for line in error["detail"]), error["detail"]
+        assert len(error["detail"]) > 3, "and the few before them"
+        assert "let the program close the file" in error["hint"]
+        kept = re.search(r"/var/lib/transship/failed/\S+", error["hint"])
+        assert kept is not None
+        assert "/place/file" in here.run(["cat", kept[0]]).stdout
+        assert state(here, name) == "running"
+        assert policy(here, name) == "always"
+        by_hand = run(keeps, host, f"transship criu dump {name} --json", check=False)
+        assert (
+            "probably it has a file open that its path does not lead to"
+            in json.loads(by_hand.stdout)["error"]["message"]
+        )
+        assert state(here, name) == "running"
+        await clean(keeps, host)
+    finally:
+        remove(here, name)
+        here.run(["sh", "-c", "rm -rf /var/lib/transship/external/*"], check=False)
 
 
 @pytest.mark.parametrize("host", HOSTS)

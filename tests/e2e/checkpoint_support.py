@@ -1,0 +1,77 @@
+"""A checkpoint seen from outside while it is taken, what lies in a host's folder, and an agent with other settings."""
+
+import asyncio
+import re
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from lab.cluster import Cluster
+from lab.host import Host
+from tests.e2e.archives import KEEPS_AGENT, run
+
+
+@asynccontextmanager
+async def configured(cluster: Cluster, host: str, **checkpoints: Any) -> AsyncIterator[None]:
+    """Its agent with these settings of checkpoints."""
+    here = cluster[host]
+    here.stop_agent()
+    try:
+        here.start_agent(config={"checkpoints": checkpoints})
+        await cluster.until_ready()
+        yield
+    finally:
+        here.stop_agent()
+        here.start_agent(config=KEEPS_AGENT)
+        await cluster.until_ready()
+
+
+def archives(host: Host) -> tuple[set[str], set[str], list[str]]:
+    """What lies in the folder: archives and notes by their ids, and what was not completed."""
+    names = host.run(["ls", "-A", "/var/lib/transship/checkpoints"], check=False).stdout.split()
+    whole = {match[1] for each in names if (match := re.fullmatch(r"checkpoint-.+-([0-9a-f]{12})\.tar\S*", each))}
+    noted = {match[1] for each in names if (match := re.fullmatch(r"\.([0-9a-f]{12})\.json", each))}
+    return whole, noted, [each for each in names if each.endswith(".part")]
+
+
+class Watch:
+    """Sees a checkpoint come to a point, from outside and within a millisecond."""
+
+    def __init__(self, host: Host, container: str, before: set[str]) -> None:
+        root = Path(f"/proc/{host.node.init().pid}/root")
+        self._before = before
+        self._dumps, self._folder = root / "run/transship/dump", root / "var/lib/transship/checkpoints"
+        self._freezer = root / f"sys/fs/cgroup/freezer/docker/{container}/freezer.state"
+
+    def ready(self) -> bool:
+        return any(self._dumps.glob("*/images"))
+
+    def frozen(self) -> bool:
+        return self._freezer.read_text().strip() != "THAWED"
+
+    def dumped(self) -> bool:
+        return any(self._dumps.glob("*/work/stats-dump"))
+
+    def written(self) -> bool:
+        return any(path.stat().st_size > 24 << 20 for path in self._folder.glob(".*.part"))
+
+    def listed(self) -> bool:
+        return any(path.name[1:13] not in self._before for path in self._folder.glob(".*.json"))
+
+    async def until(self, moment: str) -> None:
+        end = time.monotonic() + 30
+        while not getattr(self, moment)():
+            assert time.monotonic() < end, moment
+            await asyncio.sleep(0.0005)
+
+
+def dumped(keeps: Cluster, host: str) -> bool:
+    return bool(run(keeps, host, "ls /run/transship/dump/*/work/stats-dump 2>/dev/null || true").stdout)
+
+
+def frozen(host: Host, container: str) -> bool:
+    groups = "/sys/fs/cgroup/freezer/docker/{0}/freezer.state /sys/fs/cgroup/docker/{0}/cgroup.freeze"
+    said = host.run(["sh", "-c", f"cat {groups.format(container)} 2>/dev/null || true"]).stdout
+    return any(line in ("FROZEN", "1") for line in said.split())
