@@ -46,6 +46,8 @@ class Engine(WireModel):
     image_store: Literal["graphdriver", "containerd", ""] = ""
     cgroup_version: Literal[1, 2] = 2
     userns_remap: bool = False
+    apparmor: bool = False
+    """Whether its containers are confined by AppArmor."""
     runtime_registered: bool = False
     """Whether dockerd knows the runtime `transship`."""
 

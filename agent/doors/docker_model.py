@@ -274,6 +274,7 @@ def volume_drivers(info: Json) -> tuple[str, ...]:
 def engine(version: Json, info: Json, runtime: str) -> Engine:
     """The engine without CRIU, which Docker does not know of."""
     components = {entry["Name"]: entry["Version"] for entry in version.get("Components") or ()}
+    options = {part for option in info.get("SecurityOptions") or () for part in option.split(",")}
     store: Literal["graphdriver", "containerd"] = "graphdriver"
     if _SNAPSHOTTER in (info.get("DriverStatus") or ()):
         store = "containerd"
@@ -284,6 +285,7 @@ def engine(version: Json, info: Json, runtime: str) -> Engine:
         storage_driver=info.get("Driver") or "",
         image_store=store,
         cgroup_version=1 if str(info.get("CgroupVersion")) == "1" else 2,
-        userns_remap=any("name=userns" in option.split(",") for option in info.get("SecurityOptions") or ()),
+        userns_remap="name=userns" in options,
+        apparmor="name=apparmor" in options,
         runtime_registered=runtime in (info.get("Runtimes") or {}),
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from agent.base.errors import DockerFailed, Refused
 from agent.checkpoint import proc
-from agent.migration import belongings, fitting, ports
+from agent.migration import belongings, confinement, fitting, ports
 from agent.migration.host import Host
 from agent.prework import init
 from agent.prework.layers import missing_layers, stored_blobs
@@ -53,6 +53,7 @@ async def examine(host: Host, offer: Offer, reserved: Iterable[Reserved], room: 
     engine = await host.engine()
     others = list(reserved)
     reasons = [*_engines(host, engine, offer), *_hardware(offer), *await _names(host, offer, others)]
+    reasons += confinement.against(offer.create, offer.engine, engine, confinement.loaded())
     promised = [port for other in others for port in other.published]
     held = ports.listening(offer.listening)
     reasons += ports.reasons(offer.create, host.settings.port_policy, promised, held)

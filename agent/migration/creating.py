@@ -51,5 +51,5 @@ async def _create(host: Host, run: Run, offer: Offer, body: Body) -> str:
             ends = body["NetworkingConfig"]["EndpointsConfig"]
             if found is None or not fitting.may_give_up(offer, name := found[1]) or "IPAMConfig" not in ends[name]:
                 raise
-            body = fitting.without_addresses(body, {name: offer.pinned[name]})
+            body = fitting.without_addresses(body, {name: fitting.given_up(offer, name)})
             run.notes.append(f"it may get another address on {name}, whose subnet is of Docker's choice there")

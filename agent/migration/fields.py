@@ -36,7 +36,8 @@ _ROWS: Final = (
     ("", Fate.RECREATED, "Image ImageManifestDescriptor", "the same layers; each image store has its own id for them"),
     ("", Fate.RECREATED, "ResolvConfPath HostnamePath HostsPath LogPath", "files of the engine"),
     ("", Fate.RECREATED, "Driver", "the storage driver of the target"),
-    ("", Fate.RECREATED, "MountLabel ProcessLabel AppArmorProfile", "given by the target's security modules"),
+    ("", Fate.RECREATED, "MountLabel ProcessLabel", "given by the target's security modules"),
+    ("", Fate.RECREATED, "AppArmorProfile", "Docker's own where none was named; one that is missing there is refused"),
     ("", Fate.REFUSED, "ExecIDs", "a running exec is no part of the dump"),
     ("", Fate.IGNORED, "Node SizeRw SizeRootFs", "of Swarm's old API, or only shown when asked for"),
     ("GraphDriver", Fate.RECREATED, "Name Data", "where the target keeps the files"),
@@ -161,7 +162,6 @@ NOT_TRIED: Final[Mapping[str, str]] = {
         ("HostConfig", "KernelMemory KernelMemoryTCP", "no longer taken by Docker"),
         ("HostConfig", "StorageOpt", "needs xfs with quotas below Docker"),
         ("NetworkSettings.Networks.*", "Links", "legacy links stand against a move"),
-        ("NetworkSettings.Networks.*", "GwPriority", "not known to Docker 26"),
     )
     for name in names.split()
 }

@@ -47,7 +47,7 @@ def fit_networks(offer: peer.Offer, here: Mapping[str, Network], taken: Taken = 
                 continue
             why = _not_to_be_had(network, address, taken)
             if why is not None and may_give_up(offer, wanted.name, key):
-                body = without_addresses(body, {wanted.name: offer.pinned[wanted.name]})
+                body = without_addresses(body, {wanted.name: given_up(offer, wanted.name)})
                 notes.append(f"it gets another address than {address} on {wanted.name}, where that {why}")
             elif why is not None:
                 reasons.append(_address_reason(wanted.name, address, why))
@@ -57,6 +57,18 @@ def fit_networks(offer: peer.Offer, here: Mapping[str, Network], taken: Taken = 
 def may_give_up(offer: peer.Offer, network: str, key: str = "") -> bool:
     """Whether its address on that network may become another; never where connections hang on it."""
     return offer.tcp is not TcpPolicy.KEEP and network in offer.pinned and (not key or key in offer.pinned[network])
+
+
+def given_up(offer: peer.Offer, network: str) -> tuple[str, ...]:
+    """The wishes that go with an address that is not to be had: its MAC address too, if that was made of it.
+
+    Up to 27 Docker makes it so (02:42 and the four bytes), and whoever has the address there may have that one as well.
+    """
+    end = _ends(offer.create)[network]
+    address = (end.get("IPAMConfig") or {}).get("IPv4Address")
+    made_of_it = "02:42:" + ipaddress.IPv4Address(address).packed.hex(":") if address else ""
+    own = end.get("MacAddress", "").lower() != made_of_it
+    return tuple(key for key in offer.pinned[network] if not (own and key == "MacAddress"))
 
 
 def _not_to_be_had(network: Network, text: str, taken: Taken) -> str | None:

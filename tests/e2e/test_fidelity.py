@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from agent.migration.fields import KNOWN_FIELDS, NOT_TRIED, Fate, differences, fields_of
@@ -86,6 +86,10 @@ REMAPPED: dict[str, tuple[str, ...]] = {
     "user": ("--init", "--user=1000:1000", "--group-add=27", "--volume=owned:/owned"),
     "other-user": ("--user=7:7", "--cap-add=SYS_PTRACE", "--tmpfs=/t"),
 }
+# What Docker 26 does not know.
+LATER: dict[str, tuple[str, ...]] = {
+    "second-gateway": ("--network=front", "--network=name=chosen,gw-priority=10"),
+}
 COMMANDS = {"process": ("-c", "tail -f /dev/null"), "checked": ()}
 IMAGE = (
     *("FROM busybox", 'ENTRYPOINT ["tail"]', 'CMD ["-f", "/dev/null"]', "ENV FROM_IMAGE=yes", "LABEL from=image"),
@@ -94,15 +98,15 @@ IMAGE = (
 )
 
 
-def make(host: Host, table: Mapping[str, tuple[str, ...]]) -> None:
+def make(host: Host, table: Mapping[str, tuple[str, ...]], networks: Collection[str] = NETWORKS) -> None:
     """Start the containers of a table, with all that they stand on."""
     host.ensure_image("busybox")
     host.run(["docker", "build", "--tag=checked", "-"], input="\n".join(IMAGE), env={"DOCKER_BUILDKIT": "0"})
     host.run(["rm", "--force", "/run/process.cid"])
     host.node.write("/run/profile.json", json.dumps(SECCOMP))
     host.docker("volume", "create", "--label=keep=yes", "named")
-    for name, options in NETWORKS.items():
-        host.docker("network", "create", *options, name)
+    for name in networks:
+        host.docker("network", "create", *NETWORKS[name], name)
     for name, options in table.items():
         words = list(options)
         image = words.pop() if "checked" in words else "busybox"
@@ -126,22 +130,28 @@ def told_of(name: str, difference: str) -> bool:
     return name == "two-networks" and ("log_martians" in difference or "DriverOpts" in difference)
 
 
-async def test_inspect_is_the_same_after_a_move_and_another(pair: Cluster) -> None:
+async def test_inspect_is_the_same_after_a_move_and_another(pair: Cluster, moves: Cluster) -> None:
     """From 26 to 28, where networks and volumes are missing, and back, where the networks are there."""
     looked: dict[str, dict[str, Any]] = {}
-    for table, first, second in ((PLAIN, "a26", "b28"), (REMAPPED, "u26", "v28")):
+    for cluster, table, first, second, networks in (
+        (pair, PLAIN, "a26", "b28", list(NETWORKS)),
+        (pair, REMAPPED, "u26", "v28", list(NETWORKS)),
+        (moves, LATER, "a28", "b28", ["front", "chosen"]),
+    ):
         try:
-            make(pair[first], table)
-            before = await looks(pair[first], table)
+            make(cluster[first], table, networks)
+            before = await looks(cluster[first], table)
+            ways_out = {name: way_out(cluster[first], name) for name in table}
             looked |= before
             for source, target in ((first, second), (second, first)):
-                await move_all(pair, table, source, target)
-                after = await looks(pair[target], table)
+                await move_all(cluster, table, source, target)
+                after = await looks(cluster[target], table)
                 wrong = {name: found for name in table if (found := unfaithful(name, before[name], after[name]))}
                 assert not wrong, (source, target, wrong)
                 check_addresses(before, after)
+                assert {name: way_out(cluster[target], name) for name in table} == ways_out
         finally:
-            remove_all(pair, table)
+            remove_all(cluster, table)
     used = by_whom(looked)
     unused = {path for path in KEPT if not used.get(path)} - set(NOT_TRIED)
     assert not unused, f"no container in the tables says anything of {unused}"
@@ -205,9 +215,16 @@ async def check_named(pair: Cluster, name: str, source: str, target: str, said: 
     assert name not in pair[target].docker("ps", "--all", "--format={{.Names}}").split()
 
 
-def remove_all(pair: Cluster, table: Mapping[str, object]) -> None:
-    remove(pair, *table)
-    for host in pair.lab.hosts.values():
+def way_out(host: Host, name: str) -> list[str]:
+    """The gateways that lead out of it; on which interface is Docker's choice at each start."""
+    pid = host.docker("inspect", "--format={{.State.Pid}}", name)
+    ways = host.run(["nsenter", f"--net=/proc/{pid}/ns/net", "ip", "route", "show", "default"]).stdout
+    return [line.split()[2] for line in ways.splitlines()]
+
+
+def remove_all(cluster: Cluster, table: Mapping[str, object]) -> None:
+    remove(cluster, *table)
+    for host in cluster.lab.hosts.values():
         host.docker("network", "rm", *NETWORKS, check=False)
         host.docker("volume", "rm", "named", "fresh", "owned", check=False)
 

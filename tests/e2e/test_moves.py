@@ -120,6 +120,38 @@ async def test_a_large_container_moves_and_the_agents_stay_small(moves: Cluster)
     moves["b28"].docker("rm", "--force", name)
 
 
+ELSEWHERE = """
+import os, sys, time
+here = os.stat("/etc/hosts").st_ino
+print("ready", flush=True)
+while os.stat("/etc/hosts").st_ino == here:
+    time.sleep(0.001)
+print("elsewhere", flush=True)
+sys.exit(7)
+"""
+
+
+async def test_what_ends_as_soon_as_it_runs_has_moved(moves: Cluster) -> None:
+    """A program may end by itself at once on the target: that is its own end, with its code, there and once."""
+    name = "ends-there"
+    host = moves["a28"]
+    host.ensure_image("py")
+    host.docker("run", "-d", "--name", name, "py", "python3", "-c", ELSEWHERE)
+    try:
+        await until(lambda: "ready" in host.docker("logs", name), "it runs")
+        reply = await moves.migrate(name, "a28", "b26")
+        assert reply.kind is ReplyKind.FINISHED, reply.error
+        there = moves["b26"]
+        state = "{{.State.Status}} {{.State.ExitCode}}"
+        await until(lambda: there.docker("inspect", "-f", state, name) == "exited 7", "it has ended by itself")
+        assert there.docker("logs", name).split() == ["ready", "elsewhere"]
+        assert not host.docker("ps", "--all", "--quiet", "--filter", f"name={name}")
+        await clean(moves, "a28", "b26")
+    finally:
+        for each in ("a28", "b26"):
+            moves[each].docker("rm", "--force", name, check=False)
+
+
 def agent_peak_mib(moves: Cluster, host: str) -> float:
     script = "for p in /proc/[0-9]*; do grep -qz 'transship$' $p/cmdline 2>/dev/null && grep VmHWM $p/status; done"
     lines = moves[host].run(["sh", "-c", script], check=False).stdout.splitlines()

@@ -61,6 +61,18 @@ async def test_offline_target(moves: Cluster, counter: str) -> None:
     await check_refused(moves, reply, ErrorCode.HOST_OFFLINE, before)
 
 
+async def test_a_security_profile_that_is_not_there(moves: Cluster) -> None:
+    """dockerd would leave it out without a word where there is no AppArmor."""
+    run_counter(moves[A], NAME, "--security-opt", "apparmor=shop")
+    try:
+        reply = await moves.migrate(NAME, A, B)
+        await check_refused(moves, reply, ErrorCode.INCOMPATIBLE, pid(moves))
+        assert reply.error is not None
+        assert "AppArmor" in reply.error.message
+    finally:
+        moves[A].docker("rm", "--force", NAME)
+
+
 async def test_name_taken_on_the_target(moves: Cluster, counter: str) -> None:
     moves[B].ensure_image("busybox")
     moves[B].docker("create", "--name", NAME, "busybox", "true")

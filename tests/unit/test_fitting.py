@@ -75,6 +75,14 @@ def test_one_that_is_not_to_be_had_is_given_up_or_stands_against_it(here: Networ
     assert note.startswith("it gets another address than 10.9.0.7 on net")
 
 
+def test_a_mac_address_goes_with_the_address_that_it_was_made_of() -> None:
+    for mac, left in (("02:42:0A:09:00:07", {}), ("be:97:91:83:c5:04", {"MacAddress": "be:97:91:83:c5:04"})):
+        end = {"IPAMConfig": {"IPv4Address": "10.9.0.7"}, "MacAddress": mac}
+        wanted = offer(body(end), pinned={"net": ("IPv4Address", "MacAddress")})
+        fitted = fit(wanted, network("10.9.0.7/24"))
+        assert fitted.create["NetworkingConfig"]["EndpointsConfig"]["net"] == left
+
+
 def test_what_the_user_asked_for_stays_when_the_rest_is_given_up() -> None:
     end = {"IPAMConfig": {"IPv4Address": "10.9.0.7", "IPv6Address": "fd00::7"}, "MacAddress": "02:42:0a:09:00:07"}
     left = fitting.without_addresses(body(end), {"net": ("IPv6Address",)})
