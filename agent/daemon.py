@@ -100,7 +100,9 @@ class Agent:
         if event.action == "die":
             self.sources.container_died(event.container_id)
         elif event.action == "kill":
-            self.sources.container_signalled(event.container_id, event.attributes.get("signal", ""))
+            sent = event.attributes.get("signal", "")
+            self.sources.container_signalled(event.container_id, sent)
+            self.targets.container_signalled(event.container_id, sent)
         if event.action in ("start", "destroy", "update"):
             self.kept.started(event.container_id)
         if event.action in CHANGES:

@@ -293,6 +293,9 @@ class Dispatcher:
 
 def doubt(run: Run, role: str) -> str:
     """Why a migration may need a person, and what each answer risks; empty where it does not."""
+    if run.phase is Phase.RUNNING and (run.doubt is not None or run.record.get("lost")):
+        why = run.doubt.message if run.doubt is not None else "the rest of its memory can't come any more"
+        return f"{why} (commit: it is ended where it runs, and started anew if its restart policy wants that)"
     if run.doubt is not None:
         return (
             f"decided, but {run.peer} has not confirmed: {run.doubt.message} "
@@ -306,6 +309,11 @@ def doubt(run: Run, role: str) -> str:
             "(abort there: it runs on there; abort here: what is left of the copy here is removed)"
         )
     if role == "target" and run.phase is Phase.PREPARED:
+        if run.record.get("offer", {}).get("lazy"):
+            return (
+                f"waiting for the word of {run.peer}, and then for its memory, which is there "
+                "(commit: runs here, as far as it can without; abort: lost if the source has given it up)"
+            )
         return (
             f"waiting for the word of {run.peer} "
             "(commit: runs here, twice if the source runs on; abort: lost if the source has given it up)"

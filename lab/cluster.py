@@ -16,6 +16,7 @@ from lab.shell import PATIENCE, LabError
 from protocol import topics
 from protocol.base import new_command_id
 from protocol.commands import Cancel, Command, Migrate, Reply, ReplyKind
+from protocol.errors import ErrorCode
 from protocol.reading import read
 from protocol.status import MigrationStatus, Phase
 
@@ -156,6 +157,13 @@ class Moving:
             if status.phase in phases:
                 return status
         raise LabError(f"{self.id} ended without {', '.join(phases)}")
+
+    async def until_error(self, code: ErrorCode) -> MigrationStatus:
+        """Wait until it says that this is wrong, or for its end."""
+        async for status in self._controller.watch_migration(self.id, self._source):
+            if status.error is not None and status.error.code is code:
+                return status
+        raise LabError(f"{self.id} ended without {code}")
 
     async def cancel(self) -> Reply:
         command = Cancel(id=new_command_id(), migration=self.id)

@@ -20,6 +20,7 @@ class Strategy(StrEnum):
 
     AUTO = "auto"
     COLD = "cold"  # freeze, dump, stream while dumping, restore
+    POSTCOPY = "postcopy"  # run at the target at once; memory follows on demand and in the background
 
 
 class TcpPolicy(StrEnum):

@@ -62,6 +62,7 @@ class ErrorCode(StrEnum):
     # in doubt, stranded
     IN_DOUBT = "in-doubt"
     STRANDED = "stranded"
+    LOST = "lost"
     # found out by a controller itself, never sent by an agent
     BROKER_UNAVAILABLE = "broker-unavailable"
     NO_ANSWER = "no-answer"

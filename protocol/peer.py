@@ -15,6 +15,9 @@
     POST   /v1/migrations/ID/alive            the source is still at it: the target's lease before `prepared` goes on
     POST   /v1/migrations/ID/prepare          Manifest -> Prepared; no manifest, no restore
     POST   /v1/migrations/ID/go               Go -> Running: the decision was commit
+    GET    /v1/migrations/ID/pages            WebSocket, post-copy: bytes of the page channel, both ways; made again
+                                              whenever it breaks
+    POST   /v1/migrations/ID/arrived          whether all memory is there -> Arrived; takes its time while it is not
     POST   /v1/migrations/ID/forget           the source is done with it
     DELETE /v1/migrations/ID                  discard; idempotent
     GET    /v1/migrations/ID/decision         asked by the target, answered by the source -> Decision
@@ -135,6 +138,8 @@ class Offer(WireModel):
     kernel: str
     machine: str
     after: SourcePolicy = SourcePolicy.REMOVE
+    lazy: bool = False
+    """Memory follows over the page channel when the copy runs (post-copy)."""
 
 
 class Answer(WireModel):
@@ -202,6 +207,21 @@ class Running(WireModel):
 
     phases: tuple[PhaseTime, ...]
     notes: tuple[str, ...] = ()
+
+
+class Arrival(StrEnum):
+    """How far the memory of a container is that runs by post-copy."""
+
+    COMING = "coming"
+    WHOLE = "whole"
+    LOST = "lost"  # the channel's end at the target is gone while pages were missing
+
+
+class Arrived(WireModel):
+    """Whether the last page is across."""
+
+    state: Arrival
+    detail: tuple[str, ...] = ()
 
 
 class DecisionKind(StrEnum):

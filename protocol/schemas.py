@@ -57,6 +57,7 @@ PEER: Final[tuple[type[BaseModel], ...]] = (
     peer.Manifest,
     peer.Prepared,
     peer.Running,
+    peer.Arrived,
     peer.Decision,
     peer.NativeOffer,
 )

@@ -6,7 +6,8 @@
     |  |- CommandFailed  DockerFailed  TransferFailed  CorruptPart  FreezeFailed  DumpFailed  RestoreFailed
     |  |- StepTimeout  ContainerGone  Cancelled
     |- InDoubt                 decided, not answered: only asking again helps
-    `- Stranded                an undo step failed: a person is needed; says what is left where
+    |- Stranded                an undo step failed: a person is needed; says what is left where
+    `- Lost                    post-copy broke off for good: the container's state is gone
     IllegalMove(AssertionError)  a bug of ours; never on the wire
 
 Each class is registered by its code, so that a peer's error is raised here as the class that it was there.
@@ -132,6 +133,13 @@ class InDoubt(AgentError):
 
 class Stranded(AgentError):
     code = ErrorCode.STRANDED
+    consequence = Consequence.STRANDED
+
+
+class Lost(AgentError):
+    """Memory that only the source had did not get across, and the container had run at the target (rule 7)."""
+
+    code = ErrorCode.LOST
     consequence = Consequence.STRANDED
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from agent.base.errors import DumpFailed
 from agent.base.protobuf import fields
+from agent.runtime import pages
 from protocol.commands import TcpPolicy
 
 COMMON_MAGIC = 0x54564319
@@ -23,6 +24,8 @@ DEAD = (2, 6)
 RUNC_ROOTS = "/run/docker"
 DUMP_SECONDS = 60
 """CRIU's own deadline for collecting the tasks; they are frozen by then, so it is never near."""
+PAGE_SERVER_SOCKET = f"ps-socket {pages.PAGES_FD}\n"
+"""In the options of a dump that serves its memory itself: over this descriptor, instead of a port that it opens."""
 GHOST_LIMIT = 512 << 20
 """Bytes of an unlinked open file that go into the images; CRIU's own limit of 1 MiB refuses too many programs."""
 
@@ -104,6 +107,24 @@ def runc_state(container_id: str, roots: str = RUNC_ROOTS) -> Path:
     raise DumpFailed(
         "runc does not know the container",
         hint="only containers run by runc (or by transship's runtime) can be checkpointed",
+    )
+
+
+def lazy_dump_command(shadow_root: Path, images: Path, work: Path, container_id: str) -> tuple[str, ...]:
+    """The same, but that CRIU keeps the tasks' memory and serves it, over the page channel's socket, until it is asked
+    for no more or is hung up on. Needs `PAGE_SERVER_SOCKET` among its options.
+    """
+    command = dump_command(shadow_root, images, work, container_id)
+    # runc wants an address; CRIU uses the socket that it is given instead
+    lazy = ("--lazy-pages", "--page-server", "127.0.0.1:1", "--status-fd", str(pages.READY_FD))
+    return (*command[:-1], *lazy, command[-1])
+
+
+def lazy_pages_command(images: Path, work: Path) -> tuple[str, ...]:
+    """CRIU's daemon that answers the page faults of a restored container, over the page channel's socket."""
+    return (
+        *("criu", "lazy-pages", "--images-dir", str(images), "--work-dir", str(work), "--log-file", "lazy-pages.log"),
+        *("-v2", "--page-server", "--ps-socket", str(pages.PAGES_FD), "--status-fd", str(pages.READY_FD)),
     )
 
 

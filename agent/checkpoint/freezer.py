@@ -72,6 +72,11 @@ def cgroup_of(pid: int) -> Cgroup:
     return Cgroup(CGROUP_ROOT / unified.lstrip("/"), 2)
 
 
+def freezing(group: Cgroup) -> tuple[Path, str]:
+    """The file that freezes it, and what is to be written there."""
+    return (group.path / "freezer.state", "FROZEN") if group.version == 1 else (group.path / "cgroup.freeze", "1")
+
+
 async def freeze(group: Cgroup, seconds: float) -> None:
     """Freeze, and return when the last task is.
 
@@ -79,12 +84,12 @@ async def freeze(group: Cgroup, seconds: float) -> None:
         FreezeFailed: not all were frozen in time, or the cgroup is gone; it may be left half frozen, so thaw it.
 
     """
+    file, word = freezing(group)
     try:
+        file.write_text(word)
         if group.version == 1:
-            (group.path / "freezer.state").write_text("FROZEN")
             await _until(group.is_frozen, seconds, _pause)
         else:
-            (group.path / "cgroup.freeze").write_text("1")
             await asyncio.to_thread(_wait_for_event, group, seconds)
     except OSError as error:
         raise FreezeFailed(f"the container's cgroup can't be frozen: {error}") from error

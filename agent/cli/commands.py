@@ -93,7 +93,11 @@ def _risks(status: MigrationStatus | None, entry: OpenMigration | None, decision
         lines.append(f"{at} has no such migration open: it may refuse this")
     elif entry.doubt:
         lines.append(entry.doubt)
+    running = entry is not None and entry.phase is Phase.RUNNING
     match (role, decision):
+        case (_, "commit") if running:
+            risk = f"what {what} had in memory, and is not on the target yet, is lost for good; it is ended there, and"
+            risk += " started anew if its restart policy wants that."
         case ("target", "commit"):
             risk = f"{what} will run on {at}. If {peer} comes back and never decided so, it runs there too: twice."
         case ("target", "abort"):

@@ -79,7 +79,7 @@ def migrate(
             "--from", metavar="HOST", help="Where it runs; needed if several have that name.", autocompletion=HOSTS
         ),
     ] = None,
-    strategy: Annotated[str, typer.Option(metavar="auto|cold", help="How its memory gets across.")] = "auto",
+    strategy: Annotated[str, typer.Option(metavar="auto|cold|postcopy", help="How its memory gets across.")] = "auto",
     tcp: Annotated[
         str,
         typer.Option(

@@ -107,7 +107,13 @@ class HandOver:
         return self.path / handover.WORK
 
     async def lay_out(
-        self, *, image_bytes: int, options: CriuOptions, stand_in: list[str], sources: Mapping[str, Path]
+        self,
+        *,
+        image_bytes: int,
+        options: CriuOptions,
+        stand_in: list[str],
+        sources: Mapping[str, Path],
+        lazy: bool = False,
     ) -> None:
         """Make the folder, and a tmpfs in it for CRIU's images of at most `image_bytes`.
 
@@ -115,6 +121,7 @@ class HandOver:
             image_bytes: room for CRIU's images.
             options: for the restore.
             stand_in: addresses to put on lo before anything is restored.
+            lazy: whether memory comes later, from a lazy-pages daemon in the work folder.
             sources: by place in the container, files to mount there in place of the engine's.
 
         """
@@ -133,7 +140,8 @@ class HandOver:
         self._script(handover.HOOK, HOOK)
         # last, and whole: its existence is what makes the launcher restore
         part = self.path / (handover.PLAN + ".part")
-        part.write_text(json.dumps({"flags": [], "sources": {place: str(path) for place, path in sources.items()}}))
+        flags = ["--lazy-pages"] if lazy else []
+        part.write_text(json.dumps({"flags": flags, "sources": {place: str(path) for place, path in sources.items()}}))
         part.rename(self.path / handover.PLAN)
         self.listen()
 
@@ -200,6 +208,10 @@ class HandOver:
     def release(self) -> None:
         """Let the held tasks run. The only place with this word in it."""
         self._write(handover.RELEASE, handover.RUN)
+
+    def runs(self) -> None:
+        """From here on it is a container like any other, also for `docker exec` and for a start of its own."""
+        (self.path / handover.PLAN).unlink(missing_ok=True)
 
     def _write(self, fifo: str, word: str) -> None:
         if fifo not in self._open:  # kept open: a fifo that nobody has open forgets what was written

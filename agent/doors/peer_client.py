@@ -3,12 +3,14 @@
 What the peer refused is raised here as the same class of error that it was there.
 """
 
+import asyncio
 import hashlib
 import json
 import logging
 import socket
 import time
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Any, Self, TypeVar
 
 import aiohttp
@@ -17,10 +19,23 @@ from pydantic import ValidationError
 from agent.base.config import Deadlines, PeerLink
 from agent.base.errors import Refused, TransferFailed, from_wire
 from agent.base.tasks import all_of
+from agent.doors.pages import HEARTBEAT_SECONDS, LARGEST_MESSAGE
 from agent.doors.tls import client_context, watch_for_death
 from protocol.base import WireModel
 from protocol.errors import ErrorCode, ErrorInfo
-from protocol.peer import Answer, Created, Decision, Manifest, NativeOffer, Offer, Prepared, Running, SentPart, Staged
+from protocol.peer import (
+    Answer,
+    Arrived,
+    Created,
+    Decision,
+    Manifest,
+    NativeOffer,
+    Offer,
+    Prepared,
+    Running,
+    SentPart,
+    Staged,
+)
 
 wire = logging.getLogger("agent.wire")
 
@@ -39,6 +54,7 @@ class PeerClient:
         self._deadlines = deadlines
         self._context = client_context(link)
         self._session: aiohttp.ClientSession | None = None
+        self._last_base = ""
         self.answer: Answer | None = None
         """To the offer."""
 
@@ -91,6 +107,32 @@ class PeerClient:
 
     async def prepare(self, migration: str, manifest: Manifest) -> Prepared:
         return await self._ask(Prepared, "POST", migration, "/prepare", manifest, self._deadlines.prepare)
+
+    @asynccontextmanager
+    async def pages(self, migration: str) -> AsyncIterator[aiohttp.ClientWebSocketResponse]:
+        """A link for the page channel, as long as the block runs.
+
+        Raises:
+            Refused, TransferFailed: it can't be made now, or has broken.
+
+        """
+        url = f"{self._base()}/v1/migrations/{migration}/pages"
+        wire.debug("> peer %s pages", self.name)
+        try:
+            async with asyncio.timeout(self._deadlines.connect):
+                link = await self._open_session().ws_connect(
+                    url, server_hostname=self.name, max_msg_size=LARGEST_MESSAGE, heartbeat=HEARTBEAT_SECONDS
+                )
+            async with link:
+                yield link
+        except (TimeoutError, aiohttp.ClientError, ConnectionError) as error:
+            raise TransferFailed(f"the link to {self.name} failed: {error or type(error).__name__}") from error
+        finally:
+            wire.debug("= pages: the link to %s has ended", self.name)
+
+    async def arrived(self, migration: str) -> Arrived:
+        """Whether it has all of the memory; it takes a while to answer where that is still coming."""
+        return await self._ask(Arrived, "POST", migration, "/arrived", None, self._deadlines.go)
 
     async def go(self, migration: str) -> Running:
         return await self._ask(Running, "POST", migration, "/go", None, self._deadlines.go)
@@ -149,16 +191,21 @@ class PeerClient:
             raise TransferFailed(f"{name} arrived changed: {got.bytes} of {count} bytes, or another hash")
         return mine
 
-    async def _request(
-        self, method: str, migration: str, what: str, data: Any, timeout: aiohttp.ClientTimeout
-    ) -> bytes:
-        base = self.url().rstrip("/")
-        if not base:
+    def _base(self) -> str:
+        """Where the peer is now, or was last: it may have lost the broker, and not its link to here."""
+        self._last_base = self.url().rstrip("/") or self._last_base
+        if not self._last_base:
             raise Refused(
                 ErrorCode.PEER_UNREACHABLE,
                 f"the address of {self.name} is not known: it has not been heard of",
                 hint="is its agent running, and connected to the same broker?",
             )
+        return self._last_base
+
+    async def _request(
+        self, method: str, migration: str, what: str, data: Any, timeout: aiohttp.ClientTimeout
+    ) -> bytes:
+        base = self._base()
         url = f"{base}/v1/migrations/{migration}{what}"
         wire.debug("> peer %s %s %s", self.name, method, what or "(discard)")
         began = time.monotonic()

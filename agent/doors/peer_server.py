@@ -14,10 +14,23 @@ from pydantic import ValidationError
 
 from agent.base.config import PeerLink
 from agent.base.errors import AgentError, CorruptPart, Refused, TransferFailed
+from agent.doors import pages
 from agent.doors.tls import server_context, watch_for_death
 from protocol.base import WireModel
 from protocol.errors import Consequence, ErrorCode, ErrorInfo
-from protocol.peer import Answer, Created, Decision, Manifest, NativeOffer, Offer, Prepared, Running, SentPart, Staged
+from protocol.peer import (
+    Answer,
+    Arrived,
+    Created,
+    Decision,
+    Manifest,
+    NativeOffer,
+    Offer,
+    Prepared,
+    Running,
+    SentPart,
+    Staged,
+)
 
 log = logging.getLogger("agent.peer")
 wire = logging.getLogger("agent.wire")
@@ -59,6 +72,8 @@ class PeerHandler(Protocol):
     async def printed(self, peer: str, migration: str, stream: Stream) -> None: ...
     async def images(self, peer: str, migration: str, stream: Stream) -> None: ...
     async def prepare(self, peer: str, migration: str, manifest: Manifest) -> Prepared: ...
+    async def pages(self, peer: str, migration: str, socket: pages.WebSocket) -> None: ...
+    async def arrived(self, peer: str, migration: str) -> Arrived: ...
     async def go(self, peer: str, migration: str) -> Running: ...
     async def alive(self, peer: str, migration: str) -> None: ...
     async def forget(self, peer: str, migration: str) -> None: ...
@@ -97,6 +112,8 @@ class PeerServer:
                 web.put(f"{one}/printed", self._printed),
                 web.put(f"{one}/images", self._images),
                 web.post(f"{one}/prepare", self._prepare),
+                web.get(f"{one}/pages", self._pages),
+                web.post(f"{one}/arrived", self._arrived),
                 web.post(f"{one}/go", self._go),
                 web.post(f"{one}/native", self._native_offer),
                 web.put(f"{one}/native", self._native_take),
@@ -208,6 +225,22 @@ class PeerServer:
     async def _prepare(self, request: web.Request) -> web.Response:
         manifest = await _message(request, Manifest)
         return _answer(await self._handler.prepare(request["peer"], request.match_info["id"], manifest))
+
+    async def _pages(self, request: web.Request) -> web.StreamResponse:
+        socket = web.WebSocketResponse(
+            max_msg_size=pages.LARGEST_MESSAGE, compress=False, heartbeat=pages.HEARTBEAT_SECONDS
+        )
+        await socket.prepare(request)
+        try:
+            await self._handler.pages(request["peer"], request.match_info["id"], socket)
+        except AgentError as error:  # there is no other answer to a link that is up
+            wire.debug("= pages: %s", error)
+        finally:
+            await socket.close()
+        return socket
+
+    async def _arrived(self, request: web.Request) -> web.Response:
+        return _answer(await self._handler.arrived(request["peer"], request.match_info["id"]))
 
     async def _go(self, request: web.Request) -> web.Response:
         return _answer(await self._handler.go(request["peer"], request.match_info["id"]))

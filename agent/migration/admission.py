@@ -18,6 +18,7 @@ from protocol.status import Engine
 
 LEAST_CRIU = (4, 2)
 CONTENT = "io.containerd.content.v1.content"
+UNPRIVILEGED = Path("/proc/sys/vm/unprivileged_userfaultfd")
 THROTTLES = ("BlkioDeviceReadBps", "BlkioDeviceWriteBps", "BlkioDeviceReadIOps", "BlkioDeviceWriteIOps")
 
 
@@ -52,7 +53,12 @@ async def examine(host: Host, offer: Offer, reserved: Iterable[Reserved], room: 
     """
     engine = await host.engine()
     others = list(reserved)
-    reasons = [*_engines(host, engine, offer), *_hardware(offer), *await _names(host, offer, others)]
+    reasons = [
+        *_engines(host, engine, offer),
+        *_lazy(engine, offer),
+        *_hardware(offer),
+        *await _names(host, offer, others),
+    ]
     reasons += confinement.against(offer.create, offer.engine, engine, confinement.loaded())
     promised = [port for other in others for port in other.published]
     held = ports.listening(offer.listening)
@@ -138,6 +144,22 @@ def _engines(host: Host, here: Engine, offer: Offer) -> Iterable[Reason]:
         )
     if here.userns_remap != there.userns_remap:
         yield Reason(code=ErrorCode.INCOMPATIBLE, message="one of the hosts uses userns-remap and the other does not")
+
+
+def _lazy(here: Engine, offer: Offer) -> Iterable[Reason]:
+    """What post-copy needs of the kernel: userfaultfd, and that for whoever is no root of this host, too."""
+    if not offer.lazy:
+        return
+    hint = "`--strategy cold` moves it all the same"
+    if "uffd-noncoop" not in here.criu_features:
+        message = "post-copy needs uffd-noncoop, which its kernel or CRIU does not have"
+        yield Reason(code=ErrorCode.INCOMPATIBLE, message=message, hint=hint)
+    elif here.userns_remap and UNPRIVILEGED.read_text().strip() == "0":
+        yield Reason(
+            code=ErrorCode.INCOMPATIBLE,
+            message="post-copy with userns-remap needs vm.unprivileged_userfaultfd=1",
+            hint=f"set it there; {hint}",
+        )
 
 
 async def _names(host: Host, offer: Offer, others: list[Reserved]) -> list[Reason]:

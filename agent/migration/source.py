@@ -8,7 +8,7 @@ import contextlib
 import logging
 import time
 
-from agent.base.errors import AgentError
+from agent.base.errors import AgentError, DumpFailed, Lost
 from agent.base.tasks import both, to_the_end, within
 from agent.base.undo import Undo
 from agent.checkpoint import freezer, proc
@@ -21,7 +21,7 @@ from agent.migration.subject import Subject
 from agent.network import identity, lock, quiet
 from agent.strategy import Strategy
 from protocol.commands import TcpPolicy
-from protocol.peer import Manifest, Running
+from protocol.peer import Arrival, Manifest, Running
 from protocol.status import Phase
 
 log = logging.getLogger("agent.source")
@@ -50,7 +50,7 @@ async def migrate(run: Run, subject: Subject, host: Host, peer: PeerClient, stra
         await strategy.copy_while_running(memory)
         await peer.warm_up(run.id)
 
-        undo.first("thaw and unlock the container", release, host, subject)
+        undo.first("thaw and unlock the container", let_go, run, host, subject, strategy)
         tasks = await hold(run, subject, host)  # the blackout starts
         await run.enter(Phase.FROZEN)
         async with within(host.settings.deadlines.dump, "dump and transfer", leaving.SLOW_HINT):
@@ -59,6 +59,8 @@ async def migrate(run: Run, subject: Subject, host: Host, peer: PeerClient, stra
         prepared = await peer.prepare(run.id, manifest)  # restored there, stopped, locked, proved
         run.figures["restore_ms"] = prepared.restore_ms
         await run.enter(Phase.PREPARED)
+        if subject.offer.lazy and not strategy.serves(run.id):
+            raise DumpFailed("CRIU has ended while the container's memory was still to come")
 
         await commit(run, undo)  # fsync: the one decision; nothing is taken back from here on
     await finish(run, subject, host, peer, strategy)
@@ -75,6 +77,9 @@ async def finish(run: Run, subject: Subject, host: Host, peer: PeerClient, strat
         run.target_phases = running.phases
         run.notes += [note for note in running.notes if note not in run.notes]
         await run.enter(Phase.RUNNING)
+    if subject.offer.lazy:
+        await until_whole(run, host, peer, strategy)
+    await strategy.stop_serving(host.shell, run.id)
     if subject.pid in subject.cgroup.tasks():
         await quiet.drop(subject.pid)
     await leaving.end_copy(host, run, subject)
@@ -95,6 +100,12 @@ async def hold(run: Run, subject: Subject, host: Host) -> list[proc.Task]:
             f"{held.left.stuck + held.left.closing} connections that it had closed were not delivered to their end"
         )
     return proc.tasks(subject.cgroup.tasks())
+
+
+async def let_go(run: Run, host: Host, subject: Subject, strategy: Strategy) -> None:
+    """Thaw and unlock it, once CRIU has let go of it: tasks that are thawed before that run into CRIU's parasite."""
+    await strategy.stop_serving(host.shell, run.id)
+    await release(host, subject)
 
 
 async def release(host: Host, subject: Subject) -> None:
@@ -139,3 +150,49 @@ async def go_until_answered(run: Run, host: Host, peer: PeerClient) -> Running:
         else:
             run.doubt = None
             return running
+
+
+async def until_whole(run: Run, host: Host, peer: PeerClient, strategy: Strategy) -> None:
+    """Wait until the last page is across: till then the frozen copy lives, however long the target is away (rule 7).
+
+    Memory that can't get across any more is a person's to give up: it was the last of it, and it is kept until then.
+    """
+    run.sending("pages")
+    began = time.monotonic()
+    while not run.record.get("given_up"):
+        try:
+            arrived = await peer.arrived(run.id)
+        except AgentError as error:
+            await doubt(run, error)
+            await asyncio.sleep(host.settings.deadlines.ask_again)
+            continue
+        if arrived.state is Arrival.WHOLE:
+            break
+        if arrived.state is Arrival.LOST or not strategy.serves(run.id):
+            await doubt(run, lost(run, arrived.detail))
+            await asyncio.sleep(host.settings.deadlines.ask_again)
+        else:
+            run.doubt = None
+    if run.record.get("given_up"):
+        run.failure = lost(run).info()
+        return
+    run.doubt = None
+    run.figures["pages_ms"] = (time.monotonic() - began) * 1000
+    run.part_done("pages", int(run.figures.get("pages_bytes", 0)), began, frozen=False)
+
+
+def lost(run: Run, detail: tuple[str, ...] = ()) -> Lost:
+    """What is said of memory that can't get across any more."""
+    return Lost(
+        f"the memory of {run.container} did not get across whole, and it has run on {run.peer} already",
+        hint=f"it is held there, and what is left of its frozen copy here, until `transship resolve {run.id} --commit`",
+        detail=detail,
+    )
+
+
+async def doubt(run: Run, error: AgentError) -> None:
+    """Say what is waited for, once."""
+    said, run.doubt = run.doubt, error.info()
+    if said is None or said.code is not run.doubt.code:
+        log.warning("%s: %s", run.id, error)
+        await run.publish()

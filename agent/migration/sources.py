@@ -11,19 +11,17 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol, TypeVar
 
-from agent.base.errors import AgentError, Cancelled, ContainerGone, Refused, StepFailed, Stranded
+from agent.base.errors import AgentError, Cancelled, ContainerGone, Refused, StepFailed, Stranded, from_wire
 from agent.base.tasks import beside, until_it_works
 from agent.doors.docker import unavailable
 from agent.doors.docker_model import Container
 from agent.doors.peer_client import PeerClient
-from agent.migration import leaving, machine, preflight, restarting, source
+from agent.migration import choosing, leaving, machine, preflight, restarting, source
 from agent.migration.host import Host
 from agent.migration.journal import Entry
 from agent.migration.machine import ENDS, RESOLUTIONS, OnRestart, Role
 from agent.migration.run import Run
 from agent.migration.subject import Subject, from_record
-from agent.strategy import Strategy
-from agent.strategy.cold import Cold
 from protocol.base import new_migration_id
 from protocol.commands import Migrate
 from protocol.errors import Consequence, ErrorCode, ErrorInfo
@@ -172,6 +170,7 @@ class Sources:
         error: AgentError | None = None
         try:
             await self._story_to_its_end(move, request)
+            error = from_wire(run.failure) if run.failure is not None else None  # decided, and lost all the same
         except asyncio.CancelledError:
             if move.stop is None:  # the agent is being stopped; the journal knows where to go on
                 await self._took_back(move, Cancelled("the agent was stopped in the middle of the move"))
@@ -202,13 +201,16 @@ class Sources:
 
     async def _story(self, run: Run, request: Migrate) -> None:
         subject = await preflight.examine(self._host, request, run.id)
-        await run.note_down(**subject.to_record())
+        run.strategy = choosing.strategy_for(request)
+        subject = subject.going_by(run.strategy)
+        await run.note_down(**subject.to_record(), strategy=run.strategy)
         run.notes += subject.notes
-        run.strategy = strategy_for(request)
+        strategy = choosing.strategies[run.strategy]()
         async with self._peers(request.to) as peer:
             await run.note_down(peer_url=peer.url())
-            async with beside(self._progress(run), leaving.tell_alive(peer, run)):
-                await source.migrate(run, subject, self._host, peer, strategies[run.strategy]())
+            following = strategy.carry(subject.memory(run, self._host, peer))
+            async with beside(self._progress(run), leaving.tell_alive(peer, run), following):
+                await source.migrate(run, subject, self._host, peer, strategy)
 
     async def _took_back(self, move: _Move, error: AgentError) -> AgentError:
         """Enter the end phase of a story that failed; the error, by what it means for the container."""
@@ -275,13 +277,17 @@ class Sources:
         return migration in self._moves or await self._host.journal.get(migration, Role.SOURCE) is not None
 
     async def resolve(self, migration: str, decision: DecisionKind) -> None:
-        """A person's word on a migration that is decided, and whose target never answers (rule 8).
+        """A person's word on a migration that is decided, and whose target never answers, or can't have all (rule 8).
 
         Raises:
             Refused: it is not in doubt.
 
         """
         move = self._moves.get(migration)
+        if move is not None and move.task is not None and waits(move.run) and decision is DecisionKind.COMMIT:
+            await move.run.note_down(given_up=True)
+            await asyncio.wait({move.task})
+            return
         if move is None or move.task is None or move.run.phase is not Phase.COMMITTED:
             raise Refused(ErrorCode.TOO_LATE, f"{migration} is not in doubt: there is nothing to resolve")
         asking, move.stop = move.task, Stranded(f"{migration} was resolved by a person: {decision}")
@@ -348,7 +354,9 @@ class Sources:
         async with self._peers(run.peer, run.record.get("peer_url", "")) as peer:
             if what is OnRestart.GO_ON:
                 await run.publish()  # the retained decision may not have been sent before a crash
-                await source.finish(run, subject, self._host, peer, Cold())
+                strategy = choosing.strategy_of(run)
+                async with beside(strategy.carry(subject.memory(run, self._host, peer))):
+                    await source.finish(run, subject, self._host, peer, strategy)
             else:
                 await self.take_back(run, subject, peer)
 
@@ -360,10 +368,12 @@ class Sources:
 
     async def take_back(self, run: Run, subject: Subject, peer: PeerClient) -> None:
         """The undo of a whole story, by the same functions, where its stack was lost in a crash or was not enough."""
+        strategy = choosing.strategy_of(run)
+        await strategy.stop_serving(self._host.shell, run.id)
         await leaving.wait_for_left_behind_dump(run)
         await source.release(self._host, subject)
         await leaving.put_policy_back(self._host, run, subject)
-        await Cold().release(self._host.shell, run.id)
+        await strategy.release(self._host.shell, run.id)
         await run.enter(Phase.ROLLED_BACK)
         await leaving.tell_discard(peer, run)
 
@@ -383,9 +393,6 @@ def foreseen(failure: Exception) -> AgentError:
     return StepFailed(f"{type(failure).__name__}: {failure}", hint="a bug: the agent's log has the traceback")
 
 
-strategies: dict[str, Callable[[], Strategy]] = {"cold": Cold}
-
-
-def strategy_for(request: Migrate) -> str:
-    """Which strategy a request gets; `auto` is the one that there is."""
-    return request.strategy if request.strategy in strategies else "cold"
+def waits(run: Run) -> bool:
+    """It runs at the target by post-copy, and the rest of its memory can't get there, as far as is known."""
+    return run.phase is Phase.RUNNING and run.doubt is not None

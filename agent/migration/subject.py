@@ -1,9 +1,9 @@
 """The container that is to be moved, as its source knows it by the end of the preflight. Facts only."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from agent.checkpoint.criu import GHOST_LIMIT, CriuOptions
 from agent.checkpoint.freezer import Cgroup
@@ -12,6 +12,7 @@ from agent.migration.host import Host
 from agent.migration.run import Run
 from agent.prework.tree import Source
 from agent.strategy import Memory
+from agent.strategy.postcopy import PostCopy
 from protocol.commands import SourcePolicy
 from protocol.peer import Offer
 
@@ -50,6 +51,10 @@ class Subject:
     """Paths under an inotify watch; CRIU finds them only if told."""
     notes: tuple[str, ...] = ()
     """What will not be exactly as before, each a sentence."""
+
+    def going_by(self, strategy: str) -> Self:
+        """The same, with the strategy that was chosen for it in the offer."""
+        return replace(self, offer=self.offer.model_copy(update={"lazy": strategy == PostCopy.name}))
 
     @property
     def options(self) -> CriuOptions:

@@ -23,13 +23,14 @@ from agent.checkpoint.diagnosis import restore_failed
 from agent.doors.handover import HandOver, StagedInfo
 from agent.doors.peer_server import Stream
 from agent.migration import arrival, belongings, creating, fitting, held, restarting
+from agent.migration.following import Following
 from agent.migration.host import Host
 from agent.migration.run import Run
 from agent.network import identity, lock
 from agent.prework import container_log, init
 from agent.prework.stream import unpacked
 from protocol.errors import ErrorCode
-from protocol.peer import Created, Manifest, Offer, Prepared, Running, SentPart, Staged
+from protocol.peer import Arrival, Created, Manifest, Offer, Prepared, Running, SentPart, Staged
 from protocol.status import Phase
 
 log = logging.getLogger("agent.target")
@@ -51,6 +52,7 @@ class Target:
         self._hand_over: HandOver | None = None
         self._staged: StagedInfo | None = None
         self._start: asyncio.Task[None] | None = None
+        self._following: Following | None = None
         self._parts: dict[str, SentPart] = {}
         self._streams = 0
         self._given_up = asyncio.Event()
@@ -66,6 +68,13 @@ class Target:
     def container_id(self) -> str:
         """Of the container here; empty before it is created."""
         return str(self.run.record.get("container_id", ""))
+
+    @property
+    def following(self) -> Following:
+        """The memory that comes when it runs already, where that is so."""
+        if self._following is None:
+            self._following = Following(self._host, self.run, self._hand_over_again(), lazy=self.offer.lazy)
+        return self._following
 
     # --- the container still runs at the source ---
 
@@ -99,7 +108,9 @@ class Target:
             options=CriuOptions(tcp=self.offer.tcp),
             stand_in=self._addresses(),
             sources={init.PLACE: init.kept(self.offer.init)} if self.offer.init else {},
+            lazy=self.offer.lazy,
         )
+        await self.following.expect()
         self._start = asyncio.create_task(
             self._host.docker.start(self.container_id), name=f"start {self.container_id[:12]}"
         )
@@ -165,12 +176,15 @@ class Target:
         await asyncio.to_thread(images.mend, self._hand_over.images)
         if self._staged is not None:
             self._hand_over.give_images_to(self._staged.ids)
+        await self.following.ask()
         self._hand_over.say("restore")
         await self._restored()
         await self._taken_over()
         result = self._hand_over.result()
         arrival.prove(manifest, self._hand_over.images, result)
-        await freezer.freeze(freezer.cgroup_of(result.pid), self._host.settings.deadlines.freeze)
+        group = freezer.cgroup_of(result.pid)
+        await freezer.freeze(group, self._host.settings.deadlines.freeze)
+        await self.following.guard(group)
         early = self._staged is not None and self._staged.network_attached_early
         wanted = (fitting.host_config(self.offer.create).get("Sysctls") or {}).get("net.ipv4.ip_nonlocal_bind", "")
         await both(
@@ -201,6 +215,8 @@ class Target:
                 await self.run.enter(Phase.RUNNING)
             await self._let_run()
             await self.run.note_down(released=True)
+            await self.following.look()  # the guard may have come just before the thaw
+        self._hand_over_again().runs()
         return Running(phases=tuple(self.run.phases), notes=tuple(self.run.notes))
 
     async def _check_copy(self) -> None:
@@ -209,6 +225,7 @@ class Target:
         if phase not in (Phase.PREPARED, Phase.RUNNING, Phase.STRANDED):
             raise Refused(ErrorCode.TOO_LATE, f"{self.run.id} is {phase} here: there is nothing to let run")
         there = proc.start_time(int(self.run.record["pid"])) == self.run.record["pid_start"]
+        there = there and await self.following.state() is not Arrival.LOST
         if phase is Phase.RUNNING and not there:
             await self.run.enter(Phase.STRANDED)
         if phase is Phase.STRANDED or not there:
@@ -242,12 +259,19 @@ class Target:
         docker, policy = self._host.docker, self.offer.restart_policy
         await self._clear_hand_over()  # first: while it is there, a start by whomever can only become a restore
         await restarting.set_back(docker, self.container_id, policy)
-        await restarting.start_as_docker_would(docker, self.container_id, policy)
+        await restarting.start_as_docker_would(docker, self.container_id, policy, stopped=self.run.stopped)
 
-    async def forget(self) -> None:
-        """Settle a copy that runs; one that is to run and was not let yet is let first. Nothing in any other phase."""
+    async def forget(self, *, asked: bool = False) -> None:
+        """Settle a copy that runs; one that is to run and was not let yet is let first. Nothing in any other phase.
+
+        Nor one whose memory is not all here, unless that is `asked`, by a source that has given it up or by a person.
+        """
         if self.run.phase is Phase.RUNNING:
             await self.go()
+            if await self.following.look() is not Arrival.WHOLE:
+                if not asked:
+                    return
+                await self.following.end()
             await self.settle()
             await self.run.enter(Phase.DONE)
 
@@ -268,6 +292,7 @@ class Target:
         """Make sure that no task of the copy is left: one that waits is sent away, one that is held dies unreleased."""
         if not hand_over.path.exists():
             return
+        await self.following.stop()
         hand_over.say("discard")
         result = await hand_over.outcome(self._host.settings.deadlines.docker)
         if result is not None and result.pid:
@@ -285,6 +310,7 @@ class Target:
 
     async def _clear_hand_over(self) -> None:
         if self.container_id:
+            await self.following.stop()
             await self._hand_over_again().clear()
 
     def stop_waiting(self) -> None:

@@ -13,8 +13,9 @@ from typing import Any, Protocol, TypeVar
 from agent.base.errors import DockerFailed, Refused
 from agent.base.tasks import Failing
 from agent.doors.docker import unavailable
+from agent.doors.pages import WebSocket
 from agent.doors.peer_server import Stream
-from agent.migration import admission, machine
+from agent.migration import admission, machine, restarting
 from agent.migration.arrival import image_room
 from agent.migration.host import Host
 from agent.migration.journal import Entry
@@ -22,7 +23,19 @@ from agent.migration.machine import OnRestart, Role
 from agent.migration.run import Run
 from agent.migration.target import Target, offer_from
 from protocol.errors import ErrorCode
-from protocol.peer import Answer, Created, Decision, DecisionKind, Manifest, Offer, Prepared, Running, Staged
+from protocol.peer import (
+    Answer,
+    Arrival,
+    Arrived,
+    Created,
+    Decision,
+    DecisionKind,
+    Manifest,
+    Offer,
+    Prepared,
+    Running,
+    Staged,
+)
 from protocol.status import Phase
 
 log = logging.getLogger("agent.target")
@@ -120,6 +133,14 @@ class Targets:
     async def prepare(self, peer: str, migration: str, manifest: Manifest) -> Prepared:
         return await self._step(peer, migration, lambda target: target.prepare(manifest))
 
+    async def pages(self, peer: str, migration: str, socket: WebSocket) -> None:
+        await self._slot(peer, migration).target.following.carry(socket)
+
+    async def arrived(self, peer: str, migration: str) -> Arrived:
+        if migration not in self._slots and await self._ended(peer, migration) is Phase.DONE:
+            return Arrived(state=Arrival.WHOLE)
+        return await self._slot(peer, migration).target.following.arrived()
+
     async def go(self, peer: str, migration: str) -> Running:
         slot = self._slots.get(migration)
         if slot is None and await self._ended(peer, migration) is Phase.DONE:
@@ -135,7 +156,7 @@ class Targets:
     async def forget(self, peer: str, migration: str) -> None:
         if migration in self._slots:
             self._slot(peer, migration)
-            await self._apart(self._settle(migration))
+            await self._apart(self._settle(migration, asked=True))
 
     async def discard(self, peer: str, migration: str) -> None:
         if migration in self._slots:
@@ -181,12 +202,12 @@ class Targets:
 
         return await self._apart(locked())
 
-    async def _settle(self, migration: str) -> None:
+    async def _settle(self, migration: str, *, asked: bool = False) -> None:
         slot = self._slots.get(migration)
         if slot is None:
             return
         async with slot.lock:
-            await slot.target.forget()
+            await slot.target.forget(asked=asked)
         if slot.target.run.phase is Phase.DONE:  # one that waits for the decision goes on waiting
             self._remove(slot)
 
@@ -273,11 +294,15 @@ class Targets:
                 await self._ask(slot)
 
     async def resolve(self, migration: str, decision: DecisionKind) -> None:
-        """A person's word for a copy whose source never comes back (rule 8)."""
+        """A person's word for a copy whose source never comes back, or the rest of its memory does not (rule 8)."""
         slot = self._slots.get(migration)
         if slot is None:
             raise Refused(ErrorCode.NO_SUCH_MIGRATION, f"no open migration {migration} comes to this host")
         phase = slot.target.run.phase
+        state = await slot.target.following.state()
+        if phase is Phase.RUNNING and state is not Arrival.WHOLE and decision is DecisionKind.COMMIT:
+            await self._apart(self._settle(migration, asked=True))
+            return
         if decision not in machine.RESOLUTIONS.get((Role.TARGET, phase), {}):
             raise Refused(ErrorCode.TOO_LATE, f"{migration} is {phase} here: there is nothing to {decision}")
         if decision is DecisionKind.COMMIT:
@@ -286,6 +311,12 @@ class Targets:
             await self._guarded(slot, self._settle(migration))
         else:
             await self._throw_away(migration)
+
+    def container_signalled(self, container_id: str, sent: str) -> None:
+        """Somebody has sent a signal to what has come: if that was to end it, its own restart policy came too late."""
+        for target in self.open():
+            if target.container_id == container_id:
+                target.run.stopped |= restarting.is_meant_to_end(sent, target.offer.create.get("StopSignal", ""))
 
     def open(self) -> list[Target]:
         return [slot.target for slot in self._slots.values()]

@@ -51,5 +51,19 @@ class Strategy(Protocol):
 
         """
 
+    async def carry(self, memory: Memory) -> None:
+        """What goes on beside the story, from its beginning to its end; an end of it is no end of the story."""
+
+    def serves(self, migration: str) -> bool:
+        """Whether what the running container lacks, or will, can be had here."""
+
+    async def stop_serving(self, shell: Shell, migration: str) -> None:
+        """Make sure that nothing of ours holds the tasks any more, so that they may be thawed or ended.
+
+        Raises:
+            StepFailed: CRIU does not let them go, yet.
+
+        """
+
     async def release(self, shell: Shell, migration: str) -> None:
         """Make sure that no image, mount or process of this migration is left on the source."""

@@ -7,6 +7,7 @@ out again, so the source needs neither disk nor the memory twice as long as the 
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 from agent.base.shell import Shell
 from agent.base.tasks import both
@@ -33,10 +34,11 @@ class Cold:
         began = time.monotonic()
         part, _ = await both(memory.peer.send_images(memory.migration, stream), self._dump(memory, dump, finished))
         memory.progress.part_done(part.name, part.bytes, began, frozen=True)
-        return part, tuple(
-            FileHash(name=path.name, size=path.stat().st_size)
-            for path in sorted(dump.images.iterdir())
-            if path.is_file()
+        return part, self._described(dump.images)
+
+    def _described(self, images: Path) -> tuple[FileHash, ...]:
+        return tuple(
+            FileHash(name=path.name, size=path.stat().st_size) for path in sorted(images.iterdir()) if path.is_file()
         )
 
     async def _counted(self, progress: Progress, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
@@ -44,6 +46,15 @@ class Cold:
         async for chunk in chunks:
             yield chunk
             progress.sent(len(chunk))
+
+    async def carry(self, memory: Memory) -> None:
+        """Nothing: all of it is there when the container runs."""
+
+    def serves(self, migration: str) -> bool:
+        return False
+
+    async def stop_serving(self, shell: Shell, migration: str) -> None:
+        """CRIU has ended when the dump has."""
 
     async def _dump(self, memory: Memory, dump: Dump, finished: asyncio.Event) -> None:
         memory.progress.figures["dump_ms"] = await dump.take(memory.container_id, memory.dump_seconds, "the source")

@@ -5,7 +5,7 @@ import shutil
 import time
 from pathlib import Path
 
-from agent.base.errors import CommandFailed
+from agent.base.errors import CommandFailed, DumpFailed
 from agent.base.shell import Shell
 from agent.checkpoint import criu
 from agent.checkpoint.criu import CriuOptions
@@ -33,14 +33,14 @@ class Dump:
     def work(self) -> Path:
         return self._folder / "work"
 
-    async def make_ready(self, container_id: str, resident_bytes: int, options: CriuOptions) -> None:
-        """The place for the images, so that the freeze waits for nothing but the dump."""
+    async def make_ready(self, container_id: str, resident_bytes: int, options: CriuOptions, also: str = "") -> None:
+        """The place for the images, so that the freeze waits for nothing but the dump; `also`: more options."""
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         DUMPS.chmod(0o700)
         self.work.mkdir(exist_ok=True, mode=0o700)
         await mount_tmpfs(self._shell, self.images, int(resident_bytes * ROOM_FACTOR) + ROOM)
         config = self._folder / "criu.conf"
-        config.write_text(options.for_dump())
+        config.write_text(options.for_dump() + also)
         criu.make_shadow_root(container_id, config, self._folder / "root")
 
     async def take(self, container_id: str, seconds: float, host: str) -> float:
@@ -57,8 +57,16 @@ class Dump:
             # by an agent that crashes: it goes on then, and recovery finds it by its folder.
             await self._shell.run(*command, label="dump", timeout=seconds, killable=False)
         except CommandFailed as error:
-            raise dump_failed(self.work / "dump.log", f"{self._migration}-dump.log", host, error) from error
+            raise self.failed(error, host) from error
         return (time.monotonic() - began) * 1000
+
+    def lazy_command(self, container_id: str) -> tuple[str, ...]:
+        """What dumps all but the memory and serves that, for a process that outlives this agent."""
+        return criu.lazy_dump_command(self._folder / "root", self.images, self.work, container_id)
+
+    def failed(self, error: CommandFailed, host: str) -> DumpFailed:
+        """The error of a dump that did not come about; `host` is where it says that the log is."""
+        return dump_failed(self.work / "dump.log", f"{self._migration}-dump.log", host, error)
 
     async def release(self) -> None:
         """Make sure that nothing of it is left."""

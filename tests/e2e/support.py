@@ -48,7 +48,7 @@ def leftovers(host: Host) -> list[str]:
         "for p in $(docker ps -q); do pid=$(docker inspect -f '{{.State.Pid}}' $p); "
         "nsenter --net=/proc/$pid/ns/net nft list tables | grep transship; "
         "grep -H '^State:.T' /proc/$pid/status; done; "
-        "ps -eo args | grep '[r]untime/restore.py'; "
+        "ps -eo args | grep -E '[r]untime/(restore|pages).py|^[^ ]*criu:? '; "
         "ids=$(docker ps --all --quiet --no-trunc); find /sys/fs/cgroup -type d | grep -oE '[0-9a-f]{64}' | sort -u | "
         'while read -r id; do case "$ids" in *$id*) ;; *) echo "cgroup of $id" ;; esac; done'
     )

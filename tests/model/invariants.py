@@ -7,7 +7,7 @@ from agent.migration import machine
 from agent.migration.machine import ENDS, Role
 from protocol.peer import DecisionKind
 from protocol.status import Phase
-from tests.model.state import At, Between, Does, Dump, Source, Target, Tasks, Waiting
+from tests.model.state import At, Between, Does, Dump, Pages, Source, Target, Tasks, Waiting
 
 TWICE = "runs on both hosts"
 NO_WAY = "nothing that the agents do from here leads to a good end"
@@ -15,6 +15,7 @@ DISCARDING = frozenset({Does.REMOVE, Does.SWEEP, Does.DISCARDED})
 
 # What is left to a person, and why it has to be
 COPY_GONE = "decided, and the target's copy is gone before it ran: what is decided is not taken back but by a person"
+MEMORY_GONE = "it ran at the target, and the rest of its memory can't get there any more: it is lost, and they say so"
 GIVEN_UP = "the same, and a person has given up the source's copy too: it is lost, as they were told; theirs to remove"
 
 
@@ -33,6 +34,8 @@ def broken_at_source(s: Source) -> str:
 def broken_at_target(t: Target) -> str:
     if t.runs and (t.journal is None or not machine.may_run(t.journal)):
         return f"the target's copy runs, and its journal says {t.journal}"
+    if t.runs and t.pages is Pages.LOST:
+        return "the target's copy runs, and reads zeros for the memory that it lacks"
     if t.journal is Phase.DISCARDED and (t.tasks is not Tasks.GONE or t.locked or t.hand_over or t.slot):
         return f"discarded at the target, and something is left: {left_over(t)}"
     if t.journal is Phase.DONE and (not t.runs or t.hand_over or not t.policy or t.slot):
@@ -60,13 +63,20 @@ def good_end(s: Source, t: Target, between: Between) -> bool:
     """At rest, and it runs exactly once; or as a person was told that it may end."""
     copies = s.runs + t.runs
     fair = copies == 1 or (copies == 2 and between.may_be_two) or (copies == 0 and between.may_be_lost)
-    return fair and at_rest(s, t, between)
+    silently = t.lacked and not between.may_be_lost
+    return fair and not silently and at_rest(s, t, between)
 
 
 def needs_person(s: Source, t: Target, between: Between) -> str:
     """Why this state is left to a person, if it may be."""
+    cut_off = t.pages is Pages.LOST or (t.pages is Pages.COMING and s.dump is not Dump.SERVES)
+    to_run = t.pages is Pages.COMING and (
+        s.journal in (Phase.COMMITTED, Phase.RUNNING, Phase.DONE) or between.may_be_two
+    )
+    if cut_off and (t.released or t.journal is Phase.RUNNING or to_run):
+        return MEMORY_GONE
     discarding = between.may_be_lost and (t.waiting is not Waiting.NONE or t.does in DISCARDING)
-    if t.released or (t.alive and not discarding):
+    if t.released or (t.alive and t.pages is not Pages.LOST and not discarding):
         return ""
     if s.at is At.DECIDE or s.journal is Phase.COMMITTED:
         return COPY_GONE

@@ -30,6 +30,8 @@ class Slip(StrEnum):
     NOT_STARTED_AFTER_DEATH = "a container that died while its policy was no is not started by the undo"
     POLICY_LEFT = "the source's restart policy is left on"
     COMMITS_UNJOURNALED = "go is said before the decision is on the disk"
+    KILLS_WITH_PAGES_MISSING = "in post-copy the source's copy is ended when the target's runs"
+    THAWS_UNDER_CRIU = "an undo that CRIU does not let go of its tasks for thaws them all the same"
     KILLS_UNCONFIRMED = "the source's copy is ended before the target has confirmed"
     # The target
     SETTLES_UNRELEASED = "a target is settled although its copy was never let run"
@@ -38,6 +40,8 @@ class Slip(StrEnum):
     FORGET_DROPS_WAITING = "`forget` drops a target that waits in PREPARED"
     NOT_STARTED_AFTER_REBOOT = "a copy that ran and was ended by a reboot before it was settled is not started"
     POLICY_EARLY = "the target's container gets its restart policy when it is created"
+    RUNS_ON_ZEROS = "a copy whose memory can't come any more is not held"
+    WHOLE_WITHOUT_CHANNEL = "a target that has no page channel any more takes its memory for whole"
     RELEASED_EARLY = "that the copy runs is noted before it does"
 
 
@@ -57,6 +61,8 @@ class Rules:
     may_expire: Callable[[Phase], bool] = machine.may_expire
     answer_to_asking: Callable[[Phase, DecisionKind], Phase | None] = machine.answer_to_asking
     resolutions: Resolutions = field(default_factory=lambda: machine.RESOLUTIONS)
+    lazy: bool = False
+    """The memory follows when the copy runs (post-copy)."""
     slips: frozenset[Slip] = frozenset()
 
 

@@ -16,7 +16,7 @@ from protocol.peer import DecisionKind
 from tests.model import invariants
 from tests.model.rules import Rules
 from tests.model.source import SourceModel
-from tests.model.state import FAULTS, Between, Call, Kind, Source, Step, Target
+from tests.model.state import FAULTS, Between, Call, Dump, Kind, Pages, Source, Step, Target
 from tests.model.target import TargetModel, inert
 
 H = TypeVar("H", bound=Hashable)
@@ -87,8 +87,8 @@ class Search:
         self._betweens: Numbers[Between] = Numbers()
         self._labels: Numbers[str] = Numbers()
         # by number of a side: what the other knows of it, whether its copy runs, what it breaks alone
-        self._of_source: Numbers[DecisionKind | None] = Numbers()
-        self._of_target: Numbers[tuple[bool, frozenset[Call], bool]] = Numbers()
+        self._of_source: Numbers[tuple[DecisionKind | None, bool]] = Numbers()
+        self._of_target: Numbers[tuple[bool, Pages, frozenset[Call], bool]] = Numbers()
         self._known: tuple[list[int], list[int]] = ([], [])
         self._runs: tuple[list[bool], list[bool]] = ([], [])
         self._breaks: tuple[list[str], list[str]] = ([], [])
@@ -99,12 +99,12 @@ class Search:
         self.found = Found()
 
     def _see_source(self, s: Source) -> None:
-        self._known[0].append(self._of_source.of(self._source.said(s)))
+        self._known[0].append(self._of_source.of((self._source.said(s), s.dump is Dump.SERVES)))
         self._runs[0].append(s.runs)
         self._breaks[0].append(invariants.broken_at_source(s))
 
     def _see_target(self, t: Target) -> None:
-        self._known[1].append(self._of_target.of((t.alive, *inert(t))))
+        self._known[1].append(self._of_target.of((t.alive, t.pages, *inert(t))))
         self._runs[1].append(t.runs)
         self._breaks[1].append(invariants.broken_at_target(t))
 
@@ -133,7 +133,7 @@ class Search:
 
     def _of_the_source(self, source: int, target: int, between: int) -> Edges:
         t = self._targets.things[target]
-        steps = self._source.steps(self._sources.things[source], self._betweens.things[between], t.alive)
+        steps = self._source.steps(self._sources.things[source], self._betweens.things[between], t.alive, t.pages)
 
         def packed(step: Step) -> int:
             assert isinstance(step.side, Source)
@@ -142,8 +142,8 @@ class Search:
         return self._packed(steps, "source", packed, source << 2 * BITS | between)
 
     def _of_the_target(self, source: int, target: int, between: int) -> Edges:
-        said = self._of_source.things[self._known[0][source]]
-        steps = self._target.steps(self._targets.things[target], self._betweens.things[between], said)
+        said, serves = self._of_source.things[self._known[0][source]]
+        steps = self._target.steps(self._targets.things[target], self._betweens.things[between], said, serves)
 
         def packed(step: Step) -> int:
             assert isinstance(step.side, Target)

@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator
 from agent.migration.machine import ENDS, Role
 from protocol.peer import DecisionKind
 from protocol.status import Phase
+from tests.model.pages import Serving
 from tests.model.rules import Rules, Slip
-from tests.model.state import At, Between, Call, Dump, Kind, Source, Step, Tasks
+from tests.model.state import At, Between, Call, Dump, Kind, Pages, Source, Step, Tasks
 from tests.model.taking_back import BACK, TakingBack
 
 Steps = Iterator[Step]
@@ -24,19 +25,19 @@ UNDO_FROM = {
     At.STAGE: At.UNDO_POLICY,
     At.STAGING: At.UNDO_POLICY,
     At.IMAGES: At.UNDO_IMAGES,
-    At.HOLD: At.UNLOCK,
-    At.DUMP: At.UNLOCK,
+    At.HOLD: At.UNDO_DUMP,
+    At.DUMP: At.UNDO_DUMP,
     At.DUMPING: At.UNDO_DUMP,
-    At.PREPARE: At.UNLOCK,
-    At.PREPARING: At.UNLOCK,
-    At.DECIDE: At.UNLOCK,
+    At.PREPARE: At.UNDO_DUMP,
+    At.PREPARING: At.UNDO_DUMP,
+    At.DECIDE: At.UNDO_DUMP,
 }
-FINISHING = frozenset({At.GO, At.GOING, At.KILL, At.REMOVE, At.CLEAN, At.FORGET, At.END})
+FINISHING = frozenset({At.GO, At.GOING, At.PAGES, At.PAGING, At.KILL, At.REMOVE, At.CLEAN, At.FORGET, At.END})
 JOURNAL_DECIDES = frozenset({At.FRESH, At.IDLE, At.TOOK_BACK})
 """Where `Sources.find` has no run."""
 
 
-class SourceModel(TakingBack):
+class SourceModel(Serving, TakingBack):
     """Every step that a source can take."""
 
     def __init__(self, rules: Rules, persons: bool) -> None:
@@ -62,7 +63,8 @@ class SourceModel(TakingBack):
             At.MEND: self._mend,
             At.GO: self._go,
             At.GOING: self._going,
-            At.KILL: self._kill,
+            At.PAGES: self._pages,
+            At.PAGING: self._paging,
             At.REMOVE: self._remove,
             At.CLEAN: self._clean,
             At.FORGET: self._forget,
@@ -84,12 +86,16 @@ class SourceModel(TakingBack):
             At.BACK_TELL: self._back_tell,
         }
 
-    def steps(self, s: Source, between: Between, target_alive: bool) -> Steps:
-        if (line := self._by_line.get(s.at)) is not None:
+    def steps(self, s: Source, between: Between, target_alive: bool, theirs: Pages) -> Steps:
+        if s.at is At.KILL:
+            self.check_kill(s, theirs, between)
+            yield from self._kill(s, between)
+        elif (line := self._by_line.get(s.at)) is not None:
             yield from line(s, between)
         yield from self._cancelled_or_failed(s, between)
         if self._persons:
             yield from self._person(s, between, target_alive)
+            yield from self._given_up(s, between)
         yield from self._by_itself(s, between)
         yield from self._faults(s, between)
 
@@ -157,8 +163,10 @@ class SourceModel(TakingBack):
 
     def _dumping(self, s: Source, between: Between) -> Steps:
         """Waits, whatever happens; the images and deltas are sent meanwhile."""
-        if s.dump is Dump.NONE:
+        if s.dump is (Dump.SERVES if self._rules.lazy else Dump.NONE):
             yield Step(Kind.STEP, "has dumped and sent", s._replace(at=At.PREPARE), between)
+        elif s.dump is Dump.NONE:
+            yield Step(Kind.STEP, "sees that CRIU has failed", s._replace(at=UNDO_FROM[s.at]), between)
 
     def _prepare(self, s: Source, between: Between) -> Steps:
         yield Step(Kind.STEP, "sends the manifest", s._replace(at=At.PREPARING), between.ask(Call.PREPARE))
@@ -176,6 +184,9 @@ class SourceModel(TakingBack):
     # --- source.commit, run.Run.decide ---
 
     def _decide(self, s: Source, between: Between) -> Steps:
+        if self._rules.lazy and s.dump is Dump.NONE:
+            yield Step(Kind.STEP, "sees that the memory is gone", s._replace(at=UNDO_FROM[s.at]), between)
+            return
         if Slip.COMMITS_UNJOURNALED in self._rules.slips:
             unsaid = s._replace(at=At.GO, memory=Phase.COMMITTED)
             yield Step(Kind.STEP, "decides, and writes later", unsaid, between)
@@ -193,7 +204,7 @@ class SourceModel(TakingBack):
     def _mend(self, s: Source, between: Between) -> Steps:
         """run.Run.decide: overwrite what may have been written, for as long as it takes"""
         journal = s.journal if Slip.NOT_MENDED in self._rules.slips else s.memory
-        yield Step(Kind.STEP, "mends its journal", s._replace(at=At.UNLOCK, journal=journal), between)
+        yield Step(Kind.STEP, "mends its journal", s._replace(at=At.UNDO_DUMP, journal=journal), between)
 
     # --- source.finish ---
 
@@ -209,15 +220,17 @@ class SourceModel(TakingBack):
         if between.reply:
             if Slip.COMMITS_UNJOURNALED in self._rules.slips:
                 s = s._replace(journal=s.memory)
-            yield Step(Kind.STEP, "enters running", self._entered(s, Phase.RUNNING, At.KILL), between.hang_up())
+            running = self._entered(s, Phase.RUNNING, self.after_go(s))
+            yield Step(Kind.STEP, "enters running", running, between.hang_up())
         else:
             why = "is told no, and says it again" if between.reply is False else "times out, and says it again"
             yield Step(Kind.STEP, why, s._replace(at=At.GO), between.hang_up())
 
     def _kill(self, s: Source, between: Between) -> Steps:
-        """leaving.end_copy: it dies while it is locked; its namespace goes with it"""
+        """strategy.stop_serving; leaving.end_copy: it dies while it is locked; its namespace goes with it"""
         tasks = s.tasks if s.tasks is Tasks.GONE else Tasks.DEAD
-        yield Step(Kind.STEP, "ends its frozen copy", s._replace(at=At.REMOVE, tasks=tasks, locked=False), between)
+        ended = s._replace(at=At.REMOVE, tasks=tasks, locked=False, dump=Dump.NONE)
+        yield Step(Kind.STEP, "ends its frozen copy", ended, between)
 
     def _remove(self, s: Source, between: Between) -> Steps:
         yield Step(Kind.STEP, "removes its container", s._replace(at=At.CLEAN, tasks=Tasks.GONE), between)
@@ -263,7 +276,8 @@ class SourceModel(TakingBack):
         if s.at not in (At.GO, At.GOING) or s.memory is not Phase.COMMITTED:
             return
         words = self._rules.resolutions[Role.SOURCE, s.memory]
-        given_up = self._entered(s, words[DecisionKind.COMMIT], At.KILL, resolved=True)._replace(given_up=True)
+        line = self.after_go(s)
+        given_up = self._entered(s, words[DecisionKind.COMMIT], line, resolved=True)._replace(given_up=True)
         lost = between.may_be_lost or not target_alive
         yield Step(
             Kind.PERSON,
@@ -281,7 +295,11 @@ class SourceModel(TakingBack):
     # --- what happens around it ---
 
     def _by_itself(self, s: Source, between: Between) -> Steps:
-        if s.dump is not Dump.NONE:
+        if s.dump is not Dump.NONE and self._rules.lazy:
+            if s.dump is not Dump.SERVES:
+                yield Step(Kind.STEP, "its CRIU serves pages", s._replace(dump=Dump.SERVES), between)
+            yield Step(Kind.FAIL, "its CRIU ends", s._replace(dump=Dump.NONE), between)
+        elif s.dump is not Dump.NONE:
             yield Step(Kind.STEP, "its CRIU ends", s._replace(dump=Dump.NONE), between)
         if s.outbox is not None and between.retained is not s.outbox:
             yield Step(Kind.STEP, f"publishes {s.outbox}", s, between._replace(retained=s.outbox))
@@ -302,7 +320,7 @@ class SourceModel(TakingBack):
         if s.up and s.at is not At.NEW:
             yield Step(Kind.CRASH, "crashes", down, between.hang_up())
         if s.tasks in (Tasks.RUN, Tasks.FROZEN) and not s.policy:  # with its policy dockerd has it running again
-            dead = s._replace(tasks=Tasks.DEAD, locked=False)
+            dead = s._replace(tasks=Tasks.DEAD, locked=False, dump=Dump.NONE if self._rules.lazy else s.dump)
             if s.at in UNDO_FROM and s.at is not At.DECIDE:  # sources.Sources.container_died
                 dead = dead._replace(at=UNDO_FROM[s.at])
                 yield Step(Kind.DIE, "its container dies", dead, between.hang_up())

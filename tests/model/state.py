@@ -46,6 +46,7 @@ class Call(StrEnum):
     STAGE = "stage"
     PREPARE = "prepare"
     GO = "go"
+    ARRIVED = "arrived"
     FORGET = "forget"
     DISCARD = "discard"
 
@@ -75,13 +76,15 @@ class At(StrEnum):
     # source.finish
     GO = "go"
     GOING = "waiting for running"
+    PAGES = "ask for the last page"
+    PAGING = "waiting for the last page"
     KILL = "end the copy"
     REMOVE = "remove the container"
     CLEAN = "remove the images"
     FORGET = "forget"
     END = "enter DONE"
     # the undo stack, last-first; sources._took_back
-    UNDO_DUMP = "undo: wait for the dump"
+    UNDO_DUMP = "undo: wait for the dump, hang up on CRIU"
     UNLOCK = "undo: unlock"
     THAW = "undo: thaw"
     UNDO_IMAGES = "undo: images"
@@ -89,7 +92,7 @@ class At(StrEnum):
     UNDO_OFFER = "undo: tell discard"
     TOOK_BACK = "enter what became of it"
     # sources.take_back
-    BACK_DUMP = "take back: wait for the dump"
+    BACK_DUMP = "take back: hang up on CRIU, wait for the dump"
     BACK_UNLOCK = "take back: unlock"
     BACK_THAW = "take back: thaw"
     BACK_POLICY = "take back: policy"
@@ -104,7 +107,17 @@ class Dump(StrEnum):
 
     NONE = "none"
     RUNS = "runs"
+    SERVES = "serves the memory of the frozen tasks"
     UNSEEN = "runs, and a recovery does not find it"
+
+
+class Pages(StrEnum):
+    """The memory of the target's copy, in post-copy."""
+
+    HERE = "all here, and noted; or it came before"
+    CAME = "all here"
+    COMING = "to come"
+    LOST = "can't come any more"
 
 
 class Source(NamedTuple):
@@ -123,6 +136,8 @@ class Source(NamedTuple):
     """The record has the offer."""
     given_up: bool = False
     """The record has that a person has said commit."""
+    pages_given_up: bool = False
+    """The record has that a person has said the same of memory that does not get across."""
     # the host
     tasks: Tasks = Tasks.RUN
     locked: bool = False
@@ -191,6 +206,9 @@ class Target(NamedTuple):
     locked: bool = False
     policy: bool = False
     hand_over: bool = False
+    pages: Pages = Pages.HERE
+    lacked: bool = False
+    """Some of its memory never came, whatever it believes itself; nobody reads this but the invariants."""
 
     @property
     def up(self) -> bool:

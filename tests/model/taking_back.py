@@ -48,10 +48,21 @@ class TakingBack:
 
     # --- undo.Undo._run: each step is tried once; one that fails does not stop the others ---
 
+    def after_go(self, s: Source) -> At:
+        """The line after RUNNING (pages.Serving)."""
+        raise NotImplementedError
+
     def _undo_dump(self, s: Source, between: Between) -> Steps:
-        """Dump.take: the shell waits for the end of CRIU before the error goes on"""
+        """Dump.take, PostCopy._serve: wait for CRIU before the error goes on; then source.let_go, which begins with
+        PostCopy.stop_serving and goes no further where that fails
+        """
         if s.dump is Dump.NONE:
             yield Step(Kind.STEP, "has waited for CRIU", s._replace(at=At.UNLOCK), between)
+        elif s.dump is Dump.SERVES:
+            gone = s._replace(at=At.UNLOCK, dump=Dump.NONE)
+            yield Step(Kind.STEP, "hangs up on CRIU", gone, between)
+            there = At.UNLOCK if Slip.THAWS_UNDER_CRIU in self._rules.slips else At.UNDO_IMAGES
+            yield Step(Kind.FAIL, "CRIU does not let go", s._replace(at=there, stranded=True), between)
 
     def _undo(self, s: Source, between: Between) -> Steps:
         after = UNDOING[s.at]
@@ -103,7 +114,7 @@ class TakingBack:
         elif what is OnRestart.TAKE_BACK:
             yield Step(Kind.STEP, f"found {s.journal}: takes back", found._replace(at=At.BACK_DUMP), between)
         elif what is OnRestart.GO_ON:
-            line = At.GO if s.journal is Phase.COMMITTED else At.KILL
+            line = At.GO if s.journal is Phase.COMMITTED else self.after_go(s)
             goes_on = found._replace(at=line, outbox=self._rules.decision(s.journal))
             yield Step(Kind.STEP, f"found {s.journal}: goes on", goes_on, between)
         if s.noted and Slip.ADDRESS_FIRST in self._rules.slips:
@@ -112,8 +123,10 @@ class TakingBack:
     # --- sources.Sources.take_back: what fails is tried again ---
 
     def _back_dump(self, s: Source, between: Between) -> Steps:
-        """leaving.wait_for_left_behind_dump"""
-        if s.dump is not Dump.RUNS:
+        """strategy.stop_serving; leaving.wait_for_left_behind_dump"""
+        if s.dump is Dump.SERVES:
+            yield Step(Kind.STEP, "hangs up on CRIU", s._replace(at=At.BACK_UNLOCK, dump=Dump.NONE), between)
+        elif s.dump is not Dump.RUNS:
             yield Step(Kind.STEP, "has no CRIU to wait for", s._replace(at=At.BACK_UNLOCK), between)
 
     def _back(self, s: Source, between: Between) -> Steps:

@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator
 from agent.migration.machine import ENDS, OnRestart, Role
 from protocol.peer import DecisionKind
 from protocol.status import Phase
+from tests.model.pages import Following, after_reboot
 from tests.model.rules import Rules, Slip
-from tests.model.state import Between, Call, Does, Kind, Step, Target, Tasks, Waiting
+from tests.model.state import Between, Call, Does, Kind, Pages, Step, Target, Tasks, Waiting
 
 Steps = Iterator[Step]
 
@@ -25,6 +26,7 @@ NO_EFFECT: dict[Call, frozenset[Phase]] = {
     Call.STAGE: frozenset(Phase) - {Phase.RESERVED},
     Call.PREPARE: frozenset(Phase) - {Phase.RESERVED, Phase.STAGED},
     Call.GO: CLOSED,
+    Call.ARRIVED: frozenset(Phase),
     Call.FORGET: CLOSED,
     Call.DISCARD: CLOSED,
 }
@@ -35,7 +37,7 @@ def inert(t: Target) -> tuple[frozenset[Call], bool]:
     return frozenset(call for call, phases in NO_EFFECT.items() if t.journal in phases), t.journal in CLOSED
 
 
-class TargetModel:
+class TargetModel(Following):
     """Every step that a target can take."""
 
     def __init__(self, rules: Rules, persons: bool) -> None:
@@ -65,17 +67,19 @@ class TargetModel:
             Call.STAGE: self._asked_to_stage,
             Call.PREPARE: self._asked_to_prepare,
             Call.GO: self._asked_to_go,
+            Call.ARRIVED: self._asked_whether_all_is_there,
             Call.FORGET: self._asked_to_forget,
             Call.DISCARD: self._asked_to_discard,
         }
 
-    def steps(self, t: Target, between: Between, said: DecisionKind | None) -> Steps:
-        """All that can happen here next; `said` is what the source would answer now."""
+    def steps(self, t: Target, between: Between, said: DecisionKind | None, serves: bool) -> Steps:
+        """All that can happen here next; `said` is what the source would answer now, and whether it has the memory."""
         yield from self._by_line[t.does](t, between)
         if t.up:
             yield from self._requests(t, between)
             yield from self._watch(t, between, said)
         yield from self._by_itself(t, between)
+        yield from self._pages_come(t, between, serves)
         yield from self._faults(t, between)
 
     def _entered(self, t: Target, there: Phase) -> Target:
@@ -141,7 +145,7 @@ class TargetModel:
     def _asked_to_forget(self, t: Target, between: Between) -> Steps:
         """targets.Targets.forget, _settle"""
         if t.slot and t.journal is Phase.RUNNING:
-            yield from self._settles(t, between)
+            yield from self._settles(t, between, asked=True)
         elif t.slot and Slip.FORGET_DROPS_WAITING in self._rules.slips:
             yield Step(Kind.STEP, "is dropped", t._replace(slot=False), between)
         else:
@@ -196,7 +200,7 @@ class TargetModel:
     # --- target.Target.go ---
 
     def _go(self, t: Target, between: Between) -> Steps:
-        gone = not t.alive and Slip.RUNS_UNSEEN not in self._rules.slips
+        gone = (not t.alive or t.pages is Pages.LOST) and Slip.RUNS_UNSEEN not in self._rules.slips
         if t.journal is Phase.PREPARED and gone:
             yield self._fails(t, between, Call.GO, "its copy is gone", Kind.STEP)
         elif t.journal is Phase.PREPARED:
@@ -222,7 +226,9 @@ class TargetModel:
             yield self._fails(t, between, Call.GO, "its copy is gone just now", Kind.STEP)
 
     def _continue(self, t: Target, between: Between) -> Steps:
-        yield Step(Kind.STEP, "lets its tasks run", t._replace(does=Does.NOTE, tasks=Tasks.RUN), between)
+        """target.Target._let_run, and following.Following.look right after: its guard may have come before the thaw"""
+        tasks = t.tasks if t.pages is Pages.LOST else Tasks.RUN
+        yield Step(Kind.STEP, "lets its tasks run", t._replace(does=Does.NOTE, tasks=tasks), between)
 
     def _note(self, t: Target, between: Between) -> Steps:
         noted, answered = self._gives_back(t._replace(released=True), between, Call.GO, reply=True)
@@ -231,9 +237,14 @@ class TargetModel:
 
     # --- target.Target.settle, forget ---
 
-    def _settles(self, t: Target, between: Between) -> Steps:
+    def _settles(self, t: Target, between: Between, *, asked: bool = False) -> Steps:
         """targets.Targets._settle"""
-        if t.released or Slip.SETTLES_UNRELEASED in self._rules.slips:
+        if t.released and t.pages is Pages.CAME:
+            t = t._replace(pages=Pages.HERE)
+        if t.released and t.pages is not Pages.HERE:
+            if asked:
+                yield from self._ends_what_is_lost(t, between)
+        elif t.released or Slip.SETTLES_UNRELEASED in self._rules.slips:
             yield Step(Kind.STEP, "begins to settle", t._replace(does=Does.SETTLE), between)
         else:
             yield Step(Kind.STEP, "goes on with letting it run", t._replace(does=Does.GO), between)
@@ -262,6 +273,7 @@ class TargetModel:
 
     def _remove(self, t: Target, between: Between) -> Steps:
         removed = t._replace(does=Does.SWEEP, tasks=Tasks.GONE, locked=False, policy=False)
+        removed = removed._replace(pages=Pages.HERE, lacked=False)
         yield Step(Kind.STEP, "removes the container", removed, between)
         yield self._fails(t, between, Call.DISCARD, "can't remove the container")
 
@@ -329,6 +341,8 @@ class TargetModel:
     def _person(self, t: Target, between: Between) -> Steps:
         """targets.Targets.resolve"""
         assert t.journal is not None
+        if t.does is Does.FREE:
+            yield from self._person_ends(t, between, DecisionKind.COMMIT)
         words = self._rules.resolutions.get((Role.TARGET, t.journal), {})
         if DecisionKind.COMMIT in words and t.does is Does.FREE:
             risk = between._replace(may_be_two=True)
@@ -362,7 +376,9 @@ class TargetModel:
     def _by_itself(self, t: Target, between: Between) -> Steps:
         """The runtime restores whether or not its agent is there."""
         if t.tasks is Tasks.RESTORING:
-            yield Step(Kind.STEP, "the runtime has restored", t._replace(tasks=Tasks.STOPPED, locked=True), between)
+            pages = Pages.COMING if self._rules.lazy else Pages.HERE
+            restored = t._replace(tasks=Tasks.STOPPED, locked=True, pages=pages)
+            yield Step(Kind.STEP, "the runtime has restored", restored, between)
             yield Step(Kind.FAIL, "the runtime fails to restore", t._replace(tasks=Tasks.DEAD), between)
 
     def _faults(self, t: Target, between: Between) -> Steps:
@@ -371,10 +387,13 @@ class TargetModel:
             yield Step(Kind.CRASH, "crashes", down, between)
         if t.alive and not t.policy:
             lost = between.may_be_lost or (between.person_gave_up and not t.released)
-            dead = t._replace(tasks=Tasks.DEAD, locked=False)
+            needs = Pages.CAME if t.pages is Pages.COMING else t.pages  # none of it any more
+            dead = t._replace(tasks=Tasks.DEAD, locked=False, pages=needs)
             yield Step(Kind.DIE, "its container dies", dead, between._replace(may_be_lost=lost))
         if t.tasks is not Tasks.GONE or t.hand_over:
-            booted = down._replace(locked=False, hand_over=False)
+            booted = after_reboot(down._replace(locked=False, hand_over=False))
+            if Slip.WHOLE_WITHOUT_CHANNEL in self._rules.slips:
+                booted = booted._replace(pages=Pages.HERE)
             if t.tasks is not Tasks.GONE:
                 booted = booted._replace(tasks=Tasks.RUN if t.policy else Tasks.DEAD)
             lost = between.person_gave_up and t.alive and not t.released

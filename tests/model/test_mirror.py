@@ -14,12 +14,14 @@ from typing import Any
 import pytest
 
 from agent.migration import creating, held, leaving, restarting, source
+from agent.migration.following import Following
 from agent.migration.run import Run
 from agent.migration.sources import Sources
 from agent.migration.target import Target
 from agent.migration.targets import Targets
 from agent.network import quiet
 from agent.strategy.dump import Dump
+from agent.strategy.postcopy import PostCopy
 
 ORDER: list[tuple[Callable[..., Any], str]] = [
     (
@@ -27,13 +29,16 @@ ORDER: list[tuple[Callable[..., Any], str]] = [
         (
             "first(leaving.tell_discard) offer enter(Phase.RESERVED) first(leaving.put_policy_back) "
             "set_restart_policy create stage enter(Phase.COPYING) first first(strategy.release) "
-            "copy_while_running first(release) hold enter(Phase.FROZEN) dump_and_send prepare "
+            "copy_while_running first(let_go) hold enter(Phase.FROZEN) dump_and_send prepare "
             "enter(Phase.PREPARED) commit finish"
         ),
     ),
     (
         source.finish,
-        "hang_up go_until_answered enter(Phase.RUNNING) drop end_copy release tell_forget enter(Phase.DONE)",
+        (
+            "hang_up go_until_answered enter(Phase.RUNNING) until_whole stop_serving drop end_copy release tell_forget "
+            "enter(Phase.DONE)"
+        ),
     ),
     (source.hold, "hold"),
     (source.hang_up, "hang_up"),
@@ -41,6 +46,7 @@ ORDER: list[tuple[Callable[..., Any], str]] = [
     # The first freeze is that of a container on the host's own network, which nobody may lock.
     (quiet.hold, "freeze shut_gate lock freeze shut_gate lock shut_gate thaw"),
     (quiet.hang_up, "lock_all_but_the_last_word drop lock"),
+    (source.let_go, "stop_serving release"),
     (source.release, "unlock thaw"),
     (source.commit, "to_the_end decide detach"),
     (source.go_until_answered, "go"),
@@ -59,7 +65,7 @@ ORDER: list[tuple[Callable[..., Any], str]] = [
     (Sources._story_to_its_end, "_story may_cancel _until_ended"),
     (Sources._took_back, "may_cancel enter"),
     (Sources._changed, "decided decision"),
-    (Sources.resolve, "_resolved"),
+    (Sources.resolve, "note_down _resolved"),
     (Sources._resolved, "_again _until_ended"),
     (Sources._until_ended, "_again"),
     (Sources._again, "until_it_works"),
@@ -70,7 +76,7 @@ ORDER: list[tuple[Callable[..., Any], str]] = [
     ),
     (
         Sources.take_back,
-        "wait_for_left_behind_dump release put_policy_back release enter(Phase.ROLLED_BACK) tell_discard",
+        "stop_serving wait_for_left_behind_dump release put_policy_back release enter(Phase.ROLLED_BACK) tell_discard",
     ),
     (Targets._take, "record_beginning"),
     (Targets.go, "go _settle"),
@@ -82,20 +88,23 @@ ORDER: list[tuple[Callable[..., Any], str]] = [
     (Targets._ask, "answer_to_asking go _settle _throw_away"),
     (Targets.recover, "_take_up"),
     (Targets._take_up, "on_restart _throw_away _settle _ask"),
-    (Targets.resolve, "go _settle _throw_away"),
+    (Targets.resolve, "_settle go _settle _throw_away"),
     (Targets.close, "may_expire _throw_away"),
     (Target.create, "create"),
     (creating.create, "note_down _create note_down"),
     (creating._create, "create"),
     (Target.stage, "lay_out start enter(Phase.STAGED)"),
     (Target.prepare, "enter(Phase.RESTORING) say prove freeze enter(Phase.PREPARED)"),
-    (Target.go, "_check_copy enter(Phase.RUNNING) _let_run note_down"),
+    (Target.go, "_check_copy enter(Phase.RUNNING) _let_run note_down look"),
     (Target._check_copy, "enter(Phase.STRANDED)"),
     (Target._let_run, "unlock release thaw"),
     (Target.settle, "_clear_hand_over set_back start_as_docker_would"),
-    (Target.forget, "go settle enter(Phase.DONE)"),
+    (Target.forget, "go look end settle enter(Phase.DONE)"),
+    (Following.look, "note_down hold note_down"),
+    (Following.end, "kill_frozen"),
+    (PostCopy.stop_serving, "stop criu_in"),
     (Target.discard, "_end_copy remove _clear_hand_over take_back enter(Phase.DISCARDED)"),
-    (Target._end_copy, "say end"),
+    (Target._end_copy, "stop say end"),
     (held.end, "criu_in kill drop unmount_all kill_frozen"),
 ]
 

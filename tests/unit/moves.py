@@ -333,6 +333,15 @@ class FakeStrategy:
         self.dump()
         return SentPart(name="images", sha256="", bytes=0), ()
 
+    async def carry(self, *_: object) -> None:
+        pass
+
+    def serves(self, *_: object) -> bool:
+        return False
+
+    async def stop_serving(self, *_: object) -> None:
+        pass
+
     async def release(self, *_: object) -> None:
         pass
 

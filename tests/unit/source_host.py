@@ -11,7 +11,7 @@ import pytest
 
 from agent.base.errors import AgentError, DumpFailed
 from agent.doors.peer_client import PeerClient
-from agent.migration import leaving, preflight, sources
+from agent.migration import choosing, leaving, preflight
 from agent.migration.machine import Role
 from agent.migration.run import Run
 from agent.migration.sources import Sources
@@ -91,8 +91,7 @@ async def world(tmp_path: Path, program: int, monkeypatch: pytest.MonkeyPatch) -
         return world.subject
 
     monkeypatch.setattr(preflight, "examine", examine)
-    monkeypatch.setattr(sources, "Cold", FakeStrategy)
-    monkeypatch.setitem(sources.strategies, "cold", FakeStrategy)
+    monkeypatch.setitem(choosing.strategies, "cold", FakeStrategy)
     monkeypatch.setattr(leaving, "DUMPS", tmp_path)
     moves.of_its_own_network(monkeypatch)
     await world.journal.open()

@@ -32,8 +32,15 @@ LIBRARIES = {
     "typer": "agent/cli",
     "rich": "agent/cli",
 }
-STARTS_PROCESSES = {"agent/base/shell.py", "agent/runtime/restore.py", "lab/shell.py", "lab/vm/guest.py"}
-"""The runtime is apart: standard library only, and one process in the blackout. So is the guest, alone on a disk."""
+STARTS_PROCESSES = {
+    "agent/base/shell.py",
+    "agent/runtime/pages.py",
+    "agent/runtime/restore.py",
+    "lab/shell.py",
+    "lab/vm/guest.py",
+}
+"""The runtime is apart: standard library only, and what it starts must outlive the agent. So is the guest, alone on a
+disk."""
 
 
 def modules(*folders: str) -> Iterator[tuple[str, ast.Module]]:

@@ -27,7 +27,7 @@ def test_service_lets_a_dump_end() -> None:
     text = setup.shipped(setup.UNIT)
     [stop] = [int(line.partition("=")[2]) for line in text.splitlines() if line.startswith("TimeoutStopSec=")]
     assert stop > config.Deadlines().dump
-    assert "KillMode=mixed" in text
+    assert "KillMode=process" in text
     assert "Type=notify" in text
 
 

@@ -14,8 +14,9 @@ from agent.base.shell import Shell
 from agent.checkpoint import freezer
 from agent.doors.docker import Docker
 from agent.doors.peer_client import PeerClient
-from agent.migration import kept, leaving, preflight, source, sources
+from agent.migration import choosing, kept, leaving, preflight, source
 from agent.migration.host import Host
+from agent.migration.machine import Role
 from agent.migration.sources import Sources
 from agent.migration.targets import Targets
 from agent.vault import take
@@ -120,7 +121,7 @@ async def world(tmp_path: Path, program: int, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(take, "Dump", NoDump)
     monkeypatch.setattr(source, "hold", hold)
     monkeypatch.setattr(freezer, "kill_frozen", world.kill)
-    monkeypatch.setattr(sources, "Cold", FakeStrategy)
+    monkeypatch.setitem(choosing.strategies, "cold", FakeStrategy)
     monkeypatch.setattr(leaving, "DUMPS", tmp_path)
     moves.of_its_own_network(monkeypatch)
     await world.journal.open()
@@ -192,7 +193,7 @@ async def test_an_agent_that_is_stopped_while_it_decides_ends_it(world: World, m
     assert world.docker.policy == "no"
     assert kept.recall(world.folder, CONTAINER) == kept.Kept({"Name": "always"}, "first")
     assert not world.docker.running, "it is in the archive: nobody starts it again"
-    entry = await world.journal.get(migration, sources.Role.SOURCE)
+    entry = await world.journal.get(migration, Role.SOURCE)
     assert entry is not None
     assert entry.record["stopped"]
 

@@ -1,0 +1,140 @@
+"""The memory that follows a container to this host when it runs already (post-copy), as its target sees it; rule 7.
+
+Whether all of it is here is noted in the journal: what knows it otherwise, the page channel, is gone after a reboot. A
+copy whose memory can't come any more is held at once, since it would take for zeros what it had in the missing pages.
+"""
+
+import logging
+import time
+
+from agent.base.errors import ContainerGone, FreezeFailed, RestoreFailed
+from agent.checkpoint import freezer, logs, proc
+from agent.checkpoint.criu import lazy_pages_command
+from agent.checkpoint.freezer import Cgroup
+from agent.doors.handover import HandOver
+from agent.doors.pages import PageChannel, WebSocket
+from agent.migration.host import Host
+from agent.migration.run import Run
+from protocol.peer import Arrival, Arrived
+
+log = logging.getLogger("agent.target")
+
+ARRIVED_SECONDS = 5.0
+"""A source that asks for the last page is answered at least this often."""
+HUNG_UP_SECONDS = 5.0
+"""For CRIU's daemon to end by itself, when the source has said that no more comes."""
+FREEZE_SECONDS = 10.0
+
+
+class Following:
+    """Of a move whose memory comes before it runs (not `lazy`) all of it is here, always."""
+
+    def __init__(self, host: Host, run: Run, hand_over: HandOver, *, lazy: bool) -> None:
+        self._host = host
+        self._run = run
+        self._hand_over = hand_over
+        self._lazy = lazy
+        self._channel = PageChannel(host.shell, hand_over.path / "pages")
+        self._hung_up_at: float | None = None
+
+    # --- before it runs ---
+
+    async def expect(self) -> None:
+        """Have this end of the page channel, before the freeze."""
+        if self._lazy:
+            await self._channel.start(*lazy_pages_command(self._hand_over.images, self._hand_over.work))
+
+    async def ask(self) -> None:
+        """CRIU's daemon has to listen before the restore: each task gives it its page faults.
+
+        Raises:
+            RestoreFailed: it does not come up.
+
+        """
+        if self._lazy:
+            self._channel.begin()
+            if not await self._channel.until_ready():
+                raise RestoreFailed(
+                    "CRIU's lazy-pages daemon has failed", detail=(*self._digest(), *self._channel.said)
+                )
+
+    async def guard(self, group: Cgroup) -> None:
+        """Have the tasks held by whom that daemon is a child of, if it fails; also while there is no agent here."""
+        if self._lazy and await self._channel.connect():
+            self._channel.guard(*freezer.freezing(group))
+
+    async def carry(self, socket: WebSocket) -> None:
+        """Carry the source's link to this end of the channel, until either breaks."""
+        await self._channel.carry(socket)
+
+    # --- when it runs ---
+
+    async def state(self) -> Arrival:
+        """How far it is."""
+        if not self._lazy or self._run.record.get("whole"):
+            return Arrival.WHOLE
+        if self._run.record.get("lost"):
+            return Arrival.LOST
+        up = await self._channel.connect()
+        if self._channel.code == 0:
+            return Arrival.WHOLE
+        return Arrival.COMING if up and self._channel.code is None and not self._is_late() else Arrival.LOST
+
+    async def look(self) -> Arrival:
+        """The same, and noted down once that can't change any more."""
+        state = await self.state()
+        known = not self._lazy or self._run.record.get("whole") or self._run.record.get("lost")
+        if state is Arrival.WHOLE and not known:
+            await self._run.note_down(whole=True)
+        elif state is Arrival.LOST and not known:
+            await self.hold()
+            logs.keep(self._hand_over.work / "lazy-pages.log", f"{self._run.id}-lazy-pages.log")
+            await self._run.note_down(lost=True)
+            log.error("%s: the memory of %s did not get across whole", self._run.id, self._run.container)
+        return state
+
+    def _is_late(self) -> bool:
+        """The source has hung up, and whoever asks it has not ended of that: its questions will not be answered."""
+        if not self._channel.hung_up:
+            return False
+        self._hung_up_at = self._hung_up_at or time.monotonic()
+        return time.monotonic() - self._hung_up_at > HUNG_UP_SECONDS
+
+    async def arrived(self) -> Arrived:
+        """For the source: whether the last page is here; waits a while for it."""
+        state = await self.look()
+        if state is Arrival.COMING:
+            await self._channel.until_news(ARRIVED_SECONDS)
+            state = await self.look()
+        return Arrived(state=state, detail=self._digest() if state is Arrival.LOST else ())
+
+    def _digest(self) -> tuple[str, ...]:
+        return logs.digest(self._hand_over.work / "lazy-pages.log")
+
+    def _group(self) -> Cgroup | None:
+        """Of the copy's tasks, if they are those that were restored here."""
+        pid = int(self._run.record.get("pid", 0))
+        if not pid or proc.start_time(pid) != self._run.record.get("pid_start"):
+            return None
+        try:
+            return freezer.cgroup_of(pid)
+        except ContainerGone:
+            return None
+
+    async def hold(self) -> None:
+        """Make sure that the copy does not run."""
+        if (group := self._group()) is not None:
+            try:
+                await freezer.freeze(group, FREEZE_SECONDS)
+            except FreezeFailed as error:  # one waits for a page in the kernel; it gets no further than that
+                log.warning("%s: %s", self._run.id, error)
+
+    async def end(self) -> None:
+        """End what can't go on, before its missing pages are read as zeros."""
+        if (group := self._group()) is not None:
+            await freezer.kill_frozen(group)
+
+    async def stop(self) -> None:
+        """Make sure that nothing waits for pages here."""
+        if self._lazy:
+            await self._channel.stop(kill=True)

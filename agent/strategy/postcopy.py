@@ -1,0 +1,111 @@
+"""Post-copy: freeze, dump all but the memory, run at the target; the memory follows, on demand and in the background.
+
+CRIU's page server stays on the source with the frozen tasks, and its lazy-pages daemon at the target asks it. Between
+the two is a page channel (agent/runtime/pages.py), carried by the agents' own TLS link: no port is opened, and a link
+that breaks is made again while the container only waits for what it touches.
+"""
+
+import asyncio
+import logging
+import time
+from pathlib import Path
+
+from agent.base.errors import AgentError, CommandFailed, StepFailed
+from agent.base.shell import Shell
+from agent.base.tasks import Failing, both, to_the_end, within
+from agent.checkpoint import criu, proc, segments
+from agent.doors.pages import PageChannel
+from agent.strategy import Memory
+from agent.strategy.cold import Cold
+from agent.strategy.dump import DUMPS, Dump
+from protocol.peer import FileHash, SentPart
+
+log = logging.getLogger("agent.pages")
+
+LINK_AGAIN_SECONDS = 0.2
+LINK_SECONDS = 20.0
+
+
+class PostCopy(Cold):
+    """See the module."""
+
+    name = "postcopy"
+
+    def __init__(self) -> None:
+        self._channel: PageChannel | None = None
+        self._linked = asyncio.Event()
+        self._started = asyncio.Event()
+
+    def _end(self, shell: Shell, migration: str) -> PageChannel:
+        if self._channel is None:
+            self._channel = PageChannel(shell, _folder(migration))
+        return self._channel
+
+    async def copy_while_running(self, memory: Memory) -> None:
+        """The place for the images, and the channel, linked: the freeze waits for nothing but the dump."""
+        dump = Dump(memory.shell, memory.migration)
+        await dump.make_ready(memory.container_id, memory.resident_bytes, memory.options, criu.PAGE_SERVER_SOCKET)
+        await self._end(memory.shell, memory.migration).start(*dump.lazy_command(memory.container_id))
+        self._started.set()
+        async with within(LINK_SECONDS, "linking the page channel"):
+            await self._linked.wait()
+
+    async def carry(self, memory: Memory) -> None:
+        """Carry pages to the peer over one link after another, as long as there is a channel."""
+        channel = self._end(memory.shell, memory.migration)
+        if not channel.exists:
+            await self._started.wait()
+        figures = memory.progress.figures
+
+        async def pace(size: int) -> None:
+            memory.progress.sent(size)
+            figures["pages_bytes"] = figures.get("pages_bytes", 0) + size
+
+        failing = Failing(f"{memory.migration}: linking the page channel")
+        while channel.exists:
+            try:
+                async with memory.peer.pages(memory.migration) as socket:
+                    self._linked.set()
+                    await channel.carry(socket, pace)
+                log.info("%s: the page channel's link has ended", memory.migration)
+            except (AgentError, OSError) as error:
+                failing.because(error)
+            await asyncio.sleep(LINK_AGAIN_SECONDS)
+
+    async def dump_and_send(self, memory: Memory) -> tuple[SentPart, tuple[FileHash, ...]]:
+        images = Dump(memory.shell, memory.migration).images
+        finished = asyncio.Event()
+        began = time.monotonic()
+        stream = self._counted(memory.progress, segments.follow(images, finished))
+        part, _ = await both(memory.peer.send_images(memory.migration, stream), self._serve(memory, finished))
+        memory.progress.part_done(part.name, part.bytes, began, frozen=True)
+        return part, self._described(images)
+
+    async def _serve(self, memory: Memory, finished: asyncio.Event) -> None:
+        """Dump; returns when CRIU waits for questions about pages."""
+        channel, began = self._end(memory.shell, memory.migration), time.monotonic()
+        channel.begin()
+        if not await to_the_end(channel.until_ready()):  # like any dump, it is not cut off in the middle
+            failed = CommandFailed("the dump has ended before its memory was asked for", detail=channel.said)
+            raise Dump(memory.shell, memory.migration).failed(failed, "the source")
+        memory.progress.figures["dump_ms"] = (time.monotonic() - began) * 1000
+        finished.set()
+
+    def serves(self, migration: str) -> bool:
+        """Whether there is a channel, and CRIU has not failed: after a reboot there is none, and no frozen copy."""
+        channel = PageChannel(Shell(), _folder(migration))
+        return channel.exists and not channel.code
+
+    async def stop_serving(self, shell: Shell, migration: str) -> None:
+        """Hang up on CRIU's page server: it leaves the tasks frozen and whole, as after any dump."""
+        await self._end(shell, migration).stop()
+        if left := proc.criu_in(DUMPS / migration):  # thawed now, the tasks would run into CRIU's parasite
+            raise StepFailed(f"CRIU does not let the tasks go: processes {left}")
+
+    async def release(self, shell: Shell, migration: str) -> None:
+        await self.stop_serving(shell, migration)
+        await super().release(shell, migration)
+
+
+def _folder(migration: str) -> Path:
+    return DUMPS / migration / "pages"

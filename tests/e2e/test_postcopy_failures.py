@@ -1,0 +1,122 @@
+"""Post-copy when something breaks after the decision: it goes on where it stopped, and what is lost is said to be."""
+
+from collections.abc import Callable
+
+import pytest
+
+from lab.cluster import Cluster
+from protocol.base import new_command_id
+from protocol.commands import ReplyKind, Resolve
+from protocol.errors import ErrorCode
+from tests.e2e.keeper import hashes, keeper, names, remembers, running
+from tests.e2e.support import clean, until
+
+A, B = "a28", "b26"
+
+
+async def test_the_link_breaks_in_the_middle_and_it_goes_on(moves: Cluster) -> None:
+    name = "broken-link"
+    async with keeper(moves, name, source=A, others=(B,)) as digest, running(moves, name, A, B) as move:
+        moves.lab.cut(B)
+        await until(lambda: unlinked(moves), "the source has noticed", 60)
+        assert name in names(moves[A])
+        moves.lab.heal(B)
+        end = await move.end()
+        assert end.kind is ReplyKind.FINISHED, end.error
+        await remembers(moves[B], name, digest)
+        assert name not in names(moves[A])
+        await clean(moves, A, B)
+
+
+def unlinked(moves: Cluster) -> bool:
+    """Whether the page channel's link has broken, by the source's own word."""
+    last = moves[A].agent_log().rpartition("running as source")[2]
+    return "the page channel's link has ended" in last or "linking the page channel has failed" in last
+
+
+@pytest.mark.parametrize("how", ["killed", "stopped"])
+@pytest.mark.parametrize("side", [A, B])
+async def test_an_agent_is_away_while_pages_are_missing(moves: Cluster, side: str, how: str) -> None:
+    """The page channel's ends outlive it, and the container only waits."""
+    name = f"orphan-{side}"
+    async with keeper(moves, name, "--restart", "always", source=A, others=(B,)) as digest:
+        async with running(moves, name, A, B):
+            moves[side].kill_agent() if how == "killed" else moves[side].stop_agent()
+            assert name in names(moves[A])
+            moves.lab.heal(B)
+            moves[side].start_agent()
+        await moves.until_ready()
+        await until(lambda: name not in names(moves[A]), "the source has let go of it", 60)
+        await remembers(moves[B], name, digest)
+        policy = ("inspect", "-f", "{{.HostConfig.RestartPolicy.Name}}", name)
+        await until(lambda: moves[B].docker(*policy) == "always", "the target has finished", 60)
+        await clean(moves, A, B)
+
+
+def daemon_dies(moves: Cluster) -> None:
+    moves[B].run(["sh", "-c", "kill -9 $(pgrep -f '^criu lazy-pages' | head -1)"])
+
+
+def page_server_dies(moves: Cluster) -> None:
+    moves[A].run(["sh", "-c", "kill -9 $(pgrep -x criu)"])
+
+
+@pytest.mark.parametrize("breaks", [daemon_dies, page_server_dies])
+async def test_memory_that_can_not_come_any_more_is_said_to_be_lost(
+    moves: Cluster, breaks: Callable[[Cluster], None]
+) -> None:
+    """Nothing hides it, no zeros stand in for it, and what is left is kept until a person lets go of it."""
+    name = "unlucky"
+    async with keeper(moves, name, "--restart", "always", source=A, others=(B,)) as digest:
+        async with running(moves, name, A, B) as move:
+            breaks(moves)
+            await move.until_error(ErrorCode.LOST)
+            assert name in names(moves[A])
+            await until(lambda: is_held(moves), "what lacks its memory does not run", 30)
+            word = Resolve(id=new_command_id(), migration=move.id, decision="commit")
+            replies = [reply async for reply in moves.ask(A, word)]
+            assert replies[-1].kind is ReplyKind.FINISHED, replies[-1].error
+            end = await move.end()
+            assert end.error is not None
+            assert end.error.code is ErrorCode.LOST, "it is no success, also when a person has let go of it"
+        assert name not in names(moves[A])
+        await until(lambda: len(set(hashes(moves[B], name))) == 2, "its restart policy has started it anew")
+        assert hashes(moves[B], name)[0] == digest
+        await clean(moves, A, B)
+
+
+def is_held(moves: Cluster) -> bool:
+    script = "find /sys/fs/cgroup -name freezer.state -exec grep -l FROZEN {} +"
+    return "docker" in moves[B].run(["sh", "-c", script], check=False).stdout
+
+
+async def test_a_source_that_is_rebooted_has_lost_it_and_says_so(moves: Cluster) -> None:
+    name = "rebooted"
+    async with keeper(moves, name, "--restart", "always", source=A, others=(B,)):
+        async with running(moves, name, A, B) as move:
+            moves[A].reboot()
+            moves[A].start_agent()
+            await moves.until_ready()
+            await move.until_error(ErrorCode.LOST)
+            word = Resolve(id=new_command_id(), migration=move.id, decision="commit")
+            replies = [reply async for reply in moves.ask(A, word)]
+            assert replies[-1].kind is ReplyKind.FINISHED, replies[-1].error
+        assert name not in names(moves[A])
+        await until(lambda: len(set(hashes(moves[B], name))) == 2, "its restart policy has started it anew")
+        await clean(moves, A, B)
+
+
+async def test_a_source_that_never_comes_back_leaves_it_to_a_person_at_the_target(moves: Cluster) -> None:
+    name = "left-alone"
+    async with keeper(moves, name, "--restart", "always", source=A, others=(B,)):
+        async with running(moves, name, A, B) as move:
+            moves[A].kill_agent()
+            moves.lab.heal(B)
+            word = Resolve(id=new_command_id(), migration=move.id, decision="commit")
+            replies = [reply async for reply in moves.ask(B, word)]
+            assert replies[-1].kind is ReplyKind.FINISHED, replies[-1].error
+            await until(lambda: len(set(hashes(moves[B], name))) == 2, "its restart policy has started it anew")
+            moves[A].start_agent()
+        await moves.until_ready()
+        await until(lambda: name not in names(moves[A]), "the source has heard of it, and lets go", 60)
+        await clean(moves, A, B)

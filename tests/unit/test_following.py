@@ -1,0 +1,109 @@
+"""Whether the memory of a copy is here: what its target says, and what it does where that can't be any more."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from agent.checkpoint import freezer, logs, proc
+from agent.checkpoint.freezer import Cgroup
+from agent.doors.handover import HandOver
+from agent.migration.following import Following
+from agent.migration.journal import Journal
+from agent.migration.machine import Role
+from agent.migration.run import Run
+from protocol.peer import Arrival
+from protocol.status import Phase
+from tests.unit import moves
+
+PID, STARTED = 7, 77
+
+
+class World:
+    """A copy that runs, whose page channel's end is a folder: its command has ended, or there is no end any more."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.journal = Journal(folder / "journal.sqlite")
+        self.group = moves.cgroup(folder / "cgroup", PID)
+        record = {"pid": PID, "pid_start": STARTED}
+        self.run = Run(self.journal, moves.entry(Role.TARGET, Phase.RUNNING, record))
+
+    def following(self, *, lazy: bool = True) -> Following:
+        """As a restarted agent has it."""
+        hand_over = cast("HandOver", type("Folder", (), {"path": self.folder, "work": self.folder}))
+        host = moves.host("beta", moves.FakeDocker(), moves.FakeShell(), self.journal)
+        return Following(host, self.run, hand_over, lazy=lazy)
+
+    def ended(self, code: int) -> None:
+        (self.folder / "pages").mkdir(exist_ok=True)
+        (self.folder / "pages/ended").write_text(str(code))
+
+    @property
+    def held(self) -> bool:
+        return moves.is_frozen(self.group.path)
+
+
+@pytest.fixture
+async def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
+    world = World(tmp_path)
+
+    def cgroup_of(_: int) -> Cgroup:
+        return world.group
+
+    monkeypatch.setattr(proc, "start_time", lambda pid: STARTED if pid == PID else None)
+    monkeypatch.setattr(freezer, "cgroup_of", cgroup_of)
+    monkeypatch.setattr(logs, "FAILED", tmp_path / "failed")
+    await world.journal.open()
+    await world.journal.put(moves.entry(Role.TARGET, Phase.RUNNING, world.run.record))
+    yield world
+    await world.journal.close()
+
+
+async def kept(world: World) -> dict[str, Any]:
+    entry = await world.journal.get(moves.ID, Role.TARGET)
+    assert entry is not None
+    return entry.record
+
+
+async def test_memory_that_came_before_is_there(world: World) -> None:
+    assert await world.following(lazy=False).look() is Arrival.WHOLE
+    assert "whole" not in await kept(world), "nothing to note"
+
+
+async def test_that_all_is_there_is_noted_and_known_when_the_channel_is_gone(world: World) -> None:
+    world.ended(0)
+    assert await world.following().look() is Arrival.WHOLE
+    (world.folder / "pages/ended").unlink()
+    assert await world.following().look() is Arrival.WHOLE
+    assert not world.held
+
+
+async def test_a_target_that_knows_of_no_channel_any_more_says_lost_and_not_whole(world: World) -> None:
+    """After a reboot."""
+    assert (await world.following().arrived()).state is Arrival.LOST
+    assert (await kept(world))["lost"]
+
+
+async def test_a_copy_whose_daemon_has_failed_is_held_once(world: World) -> None:
+    world.ended(1)
+    assert await world.following().look() is Arrival.LOST
+    assert world.held
+    await freezer.thaw(world.group)
+    assert await world.following().look() is Arrival.LOST
+    assert not world.held, "a person has let it go"
+
+
+async def test_another_process_of_that_number_is_left_alone(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(proc, "start_time", lambda _: STARTED + 1)
+    assert await world.following().look() is Arrival.LOST
+    await world.following().end()
+    assert not world.held
+
+
+async def test_what_came_late_is_still_lost(world: World) -> None:
+    """It was said, and the source may have let go of it since."""
+    assert await world.following().look() is Arrival.LOST
+    world.ended(0)
+    assert await world.following().look() is Arrival.LOST
