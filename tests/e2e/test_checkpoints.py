@@ -140,43 +140,45 @@ async def test_a_controller_asks_for_it_over_mqtt(keeps: Cluster, host: str) -> 
         remove(here, name, f"{name}-clone")
 
 
-async def test_a_reader_that_goes_away_costs_nothing(keeps: Cluster) -> None:
+@pytest.mark.parametrize("host", HOSTS)
+async def test_a_reader_that_goes_away_costs_nothing(keeps: Cluster, host: str) -> None:
     """The container was to be stopped: its archive was not taken whole, so it runs on."""
-    here, name = keeps["b28"], "ck-broken"
+    here, name = keeps[host], f"ck-broken-{host}"
     try:
         run_counter(here, name, mib=64)
         await counts_on(here, name)
         broken = run(
-            keeps, "b28", f"transship checkpoint {name} --compress none --to - | head -c 100000 >/dev/null", check=False
+            keeps, host, f"transship checkpoint {name} --compress none --to - | head -c 100000 >/dev/null", check=False
         )
         assert broken.returncode != 0
         assert state(here, name) == "running"
         await counts_on(here, name)
-        await clean(keeps, "b28")
+        await clean(keeps, host)
     finally:
         remove(here, name)
 
 
-async def test_an_archive_that_was_changed_restores_nothing(keeps: Cluster) -> None:
-    here, name = keeps["b28"], "ck-changed"
+@pytest.mark.parametrize("host", HOSTS)
+async def test_an_archive_that_was_changed_restores_nothing(keeps: Cluster, host: str) -> None:
+    here, name = keeps[host], f"ck-changed-{host}"
     try:
         run_counter(here, name)
         await counts_on(here, name)
-        run(keeps, "b28", f"transship checkpoint {name} -R --compress none --to /root/good.tar")
+        run(keeps, host, f"transship checkpoint {name} -R --compress none --to /root/good.tar")
         # in the middle of the pages
         run(
             keeps,
-            "b28",
+            host,
             "cp /root/good.tar /root/bad.tar && printf X | dd of=/root/bad.tar bs=1 conv=notrunc "
             "seek=$(( $(stat -c %s /root/bad.tar) - 4000000 )) status=none",
         )
-        run(keeps, "b28", "head -c -20000 /root/good.tar > /root/short.tar")
+        run(keeps, host, "head -c -20000 /root/good.tar > /root/short.tar")
         for archive in ("bad", "short"):
-            failed = run(keeps, "b28", f"transship restore /root/{archive}.tar --name ck-never", check=False)
+            failed = run(keeps, host, f"transship restore /root/{archive}.tar --name ck-never", check=False)
             assert failed.returncode == 1, failed
             assert "was changed" in failed.stderr or "cut off" in failed.stderr, failed.stderr
             assert state(here, "ck-never") == ""
-        await clean(keeps, "b28")
+        await clean(keeps, host)
     finally:
         remove(here, name, "ck-never")
 
@@ -254,12 +256,13 @@ async def test_a_restore_that_fails_says_why_and_where_the_log_is(keeps: Cluster
         remove(here, name, "ck-never")
 
 
-async def test_the_folder_is_listed_and_what_is_pinned_stays(keeps: Cluster) -> None:
+@pytest.mark.parametrize("host", HOSTS)
+async def test_the_folder_is_listed_and_what_is_pinned_stays(keeps: Cluster, host: str) -> None:
     """Taken by the clock, by the container's own label; then listed, pinned, removed."""
-    here, name = keeps["b28"], "ck-clock"
+    here, name = keeps[host], f"ck-clock-{host}"
 
     def listed() -> list[str]:
-        lines = run(keeps, "a26", "transship checkpoints --host b28 --json").stdout.splitlines()
+        lines = run(keeps, "a26", f"transship checkpoints --host {host} --json").stdout.splitlines()
         return [each["id"] for each in map(json.loads, lines) if each["container"] == name]
 
     try:
@@ -268,17 +271,17 @@ async def test_the_folder_is_listed_and_what_is_pinned_stays(keeps: Cluster) -> 
         await counts_on(here, name)
         remove(here, name)
         first = listed()[0]
-        run(keeps, "b28", f"transship checkpoints pin {first}")
-        refused = run(keeps, "b28", f"transship checkpoints rm {first}", check=False)
+        run(keeps, host, f"transship checkpoints pin {first}")
+        refused = run(keeps, host, f"transship checkpoints rm {first}", check=False)
         assert refused.returncode == 2
         assert "pinned" in refused.stderr
-        run(keeps, "b28", f"transship restore {first}")
+        run(keeps, host, f"transship restore {first}")
         await counts_on(here, name)
         remove(here, name)  # or the clock goes on
         folder = "ls -A /var/lib/transship/checkpoints"
-        await until(lambda: ".part" not in run(keeps, "b28", folder).stdout, "one that was begun has ended")
+        await until(lambda: ".part" not in run(keeps, host, folder).stdout, "one that was begun has ended")
         for each in listed():
-            run(keeps, "b28", f"transship checkpoints rm {each} --force")
-        assert name not in run(keeps, "b28", folder).stdout
+            run(keeps, host, f"transship checkpoints rm {each} --force")
+        assert name not in run(keeps, host, folder).stdout
     finally:
         remove(here, name)

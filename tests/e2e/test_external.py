@@ -40,15 +40,16 @@ async def test_a_tree_is_dumped_and_restored_beside_docker(keeps: Cluster, host:
         here.run(["sh", "-c", "rm -rf /var/lib/transship/external/*"], check=False)
 
 
-async def test_the_options_of_today_are_those_that_the_page_explains(keeps: Cluster) -> None:
+@pytest.mark.parametrize("host", HOSTS)
+async def test_the_options_of_today_are_those_that_the_page_explains(keeps: Cluster, host: str) -> None:
     """Each of the table's right column is in what is printed; and that is said which Docker does not say."""
-    here, name = keeps["b28"], "ext-words"
+    here, name = keeps[host], "ext-words"
     pid = 0
     try:
         run_counter(here, name)
         await counts_on(here, name)
-        dump = run(keeps, "b28", f"transship criu dump {name} -v").stdout
-        restore = run(keeps, "b28", f"transship criu restore {name} -v").stdout
+        dump = run(keeps, host, f"transship criu dump {name} -v").stdout
+        restore = run(keeps, host, f"transship criu restore {name} -v").stdout
         pid = int(kept(here, name, "work/pid"))
         for words in (dump, restore):
             for option in ("mnt[/etc/hosts]:", "--manage-cgroups=soft", "--evasive-devices"):
@@ -67,28 +68,30 @@ async def test_the_options_of_today_are_those_that_the_page_explains(keeps: Clus
         here.run(["sh", "-c", "rm -rf /var/lib/transship/external/*"], check=False)
 
 
-async def test_it_can_go_on_after_the_dump(keeps: Cluster) -> None:
-    here, name = keeps["b28"], "ext-on"
+@pytest.mark.parametrize("host", HOSTS)
+async def test_it_can_go_on_after_the_dump(keeps: Cluster, host: str) -> None:
+    here, name = keeps[host], "ext-on"
     try:
         run_counter(here, name)
         await counts_on(here, name)
-        run(keeps, "b28", f"transship criu dump {name} --leave-running")
+        run(keeps, host, f"transship criu dump {name} --leave-running")
         await counts_on(here, name)
-        refused = run(keeps, "b28", f"transship criu restore {name}", check=False)
+        refused = run(keeps, host, f"transship criu restore {name}", check=False)
         assert refused.returncode == 2
         assert "share its files" in refused.stderr
     finally:
         remove(here, name)
 
 
-async def test_a_restore_that_fails_leaves_nothing_set_up(keeps: Cluster) -> None:
-    here, name = keeps["b28"], "ext-fails"
+@pytest.mark.parametrize("host", HOSTS)
+async def test_a_restore_that_fails_leaves_nothing_set_up(keeps: Cluster, host: str) -> None:
+    here, name = keeps[host], "ext-fails"
     try:
         run_counter(here, name)
         await counts_on(here, name)
-        run(keeps, "b28", f"transship criu dump {name}")
+        run(keeps, host, f"transship criu dump {name}")
         here.run(["sh", "-c", "rm /var/lib/transship/external/*/images/inventory.img"])
-        failed = run(keeps, "b28", f"transship criu restore {name}", check=False)
+        failed = run(keeps, host, f"transship criu restore {name}", check=False)
         assert failed.returncode == 1
         assert "restore.log" in failed.stderr
         assert "/var/lib/transship/external" not in here.run(["cat", "/proc/mounts"]).stdout

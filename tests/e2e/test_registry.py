@@ -32,29 +32,30 @@ def registry(keeps: Cluster) -> Iterator[Cluster]:
         process.wait(10)
 
 
-async def test_a_checkpoint_goes_through_a_registry(registry: Cluster) -> None:
-    """From Docker 26 to 28, and stopped at the source; restored twice there, once as a clone."""
-    here, there = registry["a26"], registry["b28"]
-    name, image = "ck-pushed", "oci:a26:5000/checkpoints/web:monday"
+@pytest.mark.parametrize(("source", "target"), [("a26", "b28"), ("b28", "a26")])
+async def test_a_checkpoint_goes_through_a_registry(registry: Cluster, source: str, target: str) -> None:
+    """From one engine to the other, and stopped at the source; restored twice there, once as a clone."""
+    here, there = registry[source], registry[target]
+    name, image = f"ck-pushed-{source}", f"oci:a26:5000/checkpoints/web:{source}"
     try:
         await until(lambda: catalog(registry) is not None, "the registry answers")
         run_counter(here, name)
         await counts_on(here, name)
-        info = said(registry, "a26", f"transship checkpoint {name} --to {image} --with-image")
+        info = said(registry, source, f"transship checkpoint {name} --to {image} --with-image")
         assert info["place"] == image
         assert state(here, name) == "exited"
         last = last_logged(here, name)
         assert "checkpoints/web" in (catalog(registry) or [])
         inspected = run(
-            registry, "b28", "skopeo inspect --raw --tls-verify=false docker://a26:5000/checkpoints/web:monday"
+            registry, target, f"skopeo inspect --raw --tls-verify=false docker://{image.removeprefix('oci:')}"
         )
         manifest = json.loads(inspected.stdout)
         assert manifest["annotations"]["org.criu.checkpoint.container.name"] == name
         assert manifest["annotations"]["org.criu.checkpoint.engine.name"] == "transship"
         assert manifest["annotations"]["org.criu.checkpoint.rootfsImageName"] == "py"
         assert len(manifest["layers"]) == 1
-        run(registry, "a26", f"transship restore {image} --on b28")
-        run(registry, "b28", f"transship restore {image} --name {name}-two")
+        run(registry, source, f"transship restore {image} --on {target}")
+        run(registry, target, f"transship restore {image} --name {name}-two")
         for each in (name, f"{name}-two"):
             assert last in (await counts_on(there, each)).logged
         for host in ("a26", "b28"):
