@@ -13,6 +13,7 @@ from agent.announcer import Announcer
 from agent.base import config
 from agent.base.config import Settings
 from agent.base.errors import AgentError
+from agent.base.pace import Pace
 from agent.base.shell import Shell
 from agent.dispatcher import Dispatcher
 from agent.doors import systemd
@@ -74,6 +75,7 @@ class Agent:
             Docker(settings.docker, settings.deadlines.docker),
             Shell(),
             Journal(settings.state_dir / "journal.sqlite"),
+            Pace(settings.limits.bandwidth or None),
         )
         self.sources = Sources(self.host, self.peer, self.announcer)
         self.targets = Targets(self.host, Asking(self), lambda peer, migration: self.vault.decision(peer, migration))

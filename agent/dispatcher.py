@@ -14,9 +14,10 @@ from agent.base.errors import AgentError, Refused, StepFailed
 from agent.doors.docker_model import Container
 from agent.migration.host import Host
 from agent.migration.machine import Role
+from agent.migration.moving import untouched
 from agent.migration.report import report
 from agent.migration.run import Run
-from agent.migration.sources import Sources, untouched
+from agent.migration.sources import Sources
 from agent.migration.targets import Targets
 from agent.vault.natives import Natives
 from agent.vault.vault import Outcome, Vault
@@ -25,6 +26,7 @@ from protocol.commands import (
     Cancel,
     Checkpoint,
     Command,
+    Limit,
     ListCheckpoints,
     ListMigrations,
     Migrate,
@@ -129,12 +131,8 @@ class Dispatcher:
                 return self._reply(command.id, ReplyKind.FINISHED)
             case Migrate():
                 return await self._migrate(command, answer)
-            case Cancel():
-                if not self._vault.cancel(command.migration):
-                    self._sources.cancel(command.migration)
-                return self._reply(command.id, ReplyKind.FINISHED, migration=command.migration)
-            case Resolve():
-                await self._resolve(command)
+            case Cancel() | Limit() | Resolve():
+                await self._said_of(command)
                 return self._reply(command.id, ReplyKind.FINISHED, migration=command.migration)
             case ListMigrations():
                 return self._reply(command.id, ReplyKind.FINISHED, migrations=self.open_migrations())
@@ -252,6 +250,17 @@ class Dispatcher:
             raise Refused(ErrorCode.NO_SUCH_HOST, f"no host named {to} is known", hint="`transship hosts` lists them")
         if not status.online:
             raise Refused(ErrorCode.HOST_OFFLINE, f"{to} is offline", hint="is its agent running?")
+
+    async def _said_of(self, command: Cancel | Limit | Resolve) -> None:
+        """Something about a migration that is under way."""
+        match command:
+            case Cancel():
+                if not self._vault.cancel(command.migration):
+                    self._sources.cancel(command.migration)
+            case Limit():
+                await self._sources.limit(command.migration, command.bandwidth)
+            case Resolve():
+                await self._resolve(command)
 
     async def _resolve(self, command: Resolve) -> None:
         decision = DecisionKind(command.decision)

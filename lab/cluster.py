@@ -158,6 +158,10 @@ class Moving:
                 return status
         raise LabError(f"{self.id} ended without {', '.join(phases)}")
 
+    def changes(self) -> AsyncIterator[MigrationStatus]:
+        """Each status from now on, to the end."""
+        return self._controller.watch_migration(self.id, self._source)
+
     async def until_error(self, code: ErrorCode) -> MigrationStatus:
         """Wait until it says that this is wrong, or for its end."""
         async for status in self._controller.watch_migration(self.id, self._source):

@@ -65,6 +65,8 @@ class Migrate(_Command):
     execs: ExecPolicy = ExecPolicy.REFUSE
     source: SourcePolicy = SourcePolicy.REMOVE
     max_blackout_ms: int | None = Field(default=None, gt=0, le=86_400_000)
+    bandwidth: int | None = Field(default=None, gt=0)
+    """Bytes a second at most, for what is sent while the container runs."""
 
 
 class Cancel(_Command):
@@ -72,6 +74,16 @@ class Cancel(_Command):
 
     kind: Literal["cancel"] = "cancel"
     migration: MigrationId
+
+
+class Limit(_Command):
+    """Change how many bytes a second a migration may send while its container runs, or all of this host together."""
+
+    kind: Literal["limit"] = "limit"
+    migration: MigrationId | None = None
+    """None: the host, until its agent is started again."""
+    bandwidth: int | None = Field(default=None, gt=0)
+    """None: as fast as it goes."""
 
 
 class Resolve(_Command):
@@ -196,6 +208,7 @@ class Ping(_Command):
 _All = (
     Migrate
     | Cancel
+    | Limit
     | Resolve
     | ListMigrations
     | Checkpoint

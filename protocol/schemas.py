@@ -28,6 +28,7 @@ BINDING: Final = "0.2.0"
 COMMANDS: Final[tuple[type[BaseModel], ...]] = (
     commands.Migrate,
     commands.Cancel,
+    commands.Limit,
     commands.Resolve,
     commands.ListMigrations,
     commands.Checkpoint,

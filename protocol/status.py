@@ -147,6 +147,8 @@ class MigrationStatus(WireModel):
     """An estimate that grows better; None before anything is known."""
     rate: float = 0
     """Bytes a second, over about the last second."""
+    bandwidth: int | None = None
+    """What it may be at most while the container runs, if this migration has a limit of its own."""
     eta_s: float | None = None
     error: ErrorInfo | None = None
     report: MigrationReport | None = None

@@ -46,6 +46,8 @@ class Limits(_Section):
     """What the host gives to migrations."""
 
     migrations: int = 4
+    bandwidth: int = Field(default=0, ge=0)
+    """Bytes a second that all moves from here may send together while their containers run; 0: as fast as it goes."""
     memory_reserve_bytes: int = 256 << 20
     """Left free on the target beside the images and the container itself."""
     disk_reserve_bytes: int = 512 << 20

@@ -1,10 +1,12 @@
-"""The short commands: cancel a migration, and resolve one that is in doubt."""
+"""The short commands: cancel a migration, limit what it sends, and resolve one that is in doubt."""
+
+import re
 
 from agent.base.errors import Refused
 from agent.cli.controller import Controller
 from agent.cli.output import OK, Out
 from protocol.base import new_command_id
-from protocol.commands import Cancel, ListMigrations, OpenMigration, Resolve
+from protocol.commands import Cancel, Limit, ListMigrations, OpenMigration, Resolve
 from protocol.errors import ErrorCode
 from protocol.status import ENDED, MigrationStatus, Phase
 
@@ -17,6 +19,34 @@ async def cancel(controller: Controller, out: Out, migration: str, host: str | N
         out.item({"ok": True, "migration": migration, "host": source})
     out.say(f"{source} takes {migration} back; the container runs on there")
     return OK
+
+
+async def limit(controller: Controller, out: Out, rate: str, migration: str | None, host: str | None) -> int:
+    """Of a migration; or of all that leave a host."""
+    bandwidth = bytes_a_second(rate)
+    if migration is not None:
+        status = await _status(controller, migration, host)
+        command, at = _checked(Limit, migration, bandwidth=bandwidth), host or (status.source if status else "")
+    elif host is not None:
+        command, at = Limit(id=new_command_id(), bandwidth=bandwidth), host
+    else:
+        raise Refused(ErrorCode.BAD_COMMAND, "whose?", hint="say a migration, or --host HOST for all that leave it")
+    await controller.ask(at, command)
+    if out.as_json:
+        out.item({"ok": True, "migration": migration, "host": at, "bandwidth": bandwidth})
+    of = migration or f"everything that leaves {at}"
+    out.say(f"{of}: {'no limit' if bandwidth is None else f'at most {rate} bytes a second'}, while containers run")
+    return OK
+
+
+def bytes_a_second(text: str) -> int | None:
+    """`500k`, `20M`, `1G` (of 1024), a number; `none` is no limit."""
+    if text == "none":
+        return None
+    found = re.fullmatch(r"([1-9]\d*)([kKMG]?)", text)
+    if found is None:
+        raise Refused(ErrorCode.BAD_COMMAND, f"{text!r} is no rate", hint="like 500k, 20M, 1G (bytes a second) or none")
+    return int(found[1]) << {"": 0, "k": 10, "K": 10, "M": 20, "G": 30}[found[2]]
 
 
 async def resolve(
@@ -38,7 +68,9 @@ async def resolve(
     return OK
 
 
-def _checked(kind: type[Cancel | Resolve], migration: str, **more: str) -> Cancel | Resolve:
+def _checked(
+    kind: type[Cancel | Limit | Resolve], migration: str, **more: str | int | None
+) -> Cancel | Limit | Resolve:
     try:
         return kind.model_validate({"id": new_command_id(), "migration": migration, **more})
     except ValueError:

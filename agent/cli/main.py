@@ -96,6 +96,9 @@ def migrate(
     max_blackout: Annotated[
         int | None, typer.Option(metavar="MS", min=1, help="Refuse if it would be frozen for longer.")
     ] = None,
+    bandwidth: Annotated[
+        str, typer.Option(metavar="RATE", help="Bytes a second at most while it runs, like 20M; `limit` changes it.")
+    ] = "none",
     detach: Annotated[bool, typer.Option("--detach", "-d", help="Do not wait for the end.")] = False,
     timeout: Annotated[
         float | None, typer.Option(metavar="SECONDS", min=0, help="Wait no longer; the move itself goes on.")
@@ -117,6 +120,7 @@ def migrate(
         execs=execs,
         keep_source=keep_source,
         max_blackout_ms=max_blackout,
+        bandwidth=bandwidth,
         detach=detach,
         timeout=timeout,
     )
@@ -144,6 +148,20 @@ def cancel(
     from agent.cli import commands
 
     control(context, as_json, lambda controller, out: commands.cancel(controller, out, migration, host))
+
+
+@app.command()
+def limit(
+    context: typer.Context,
+    rate: Annotated[str, typer.Argument(metavar="RATE", help="Bytes a second, like 500k, 20M or 1G; or none.")],
+    migration: Annotated[str | None, typer.Argument(metavar="[MIGRATION]", help="Else all that leave --host.")] = None,
+    host: Host = None,
+    as_json: Json = False,
+) -> None:
+    """Change how fast a migration may send while its container runs, or all that leave a host together."""
+    from agent.cli import commands
+
+    control(context, as_json, lambda controller, out: commands.limit(controller, out, rate, migration, host))
 
 
 @app.command()

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from agent.base.errors import AgentError, Refused, from_wire
 from agent.cli import finding
+from agent.cli.commands import bytes_a_second
 from agent.cli.controller import Controller, NoAnswer
 from agent.cli.listing import known
 from agent.cli.output import FAILED, IN_DOUBT, OK, REFUSED, Out, exit_code
@@ -32,6 +33,7 @@ class Wanted:
     to: str
     source: str | None = None
     strategy: str = "auto"
+    bandwidth: str = "none"
     tcp: str = "auto"
     execs: str = "refuse"
     keep_source: bool = False
@@ -107,6 +109,7 @@ def _command(wanted: Wanted, name: str) -> Migrate:
                 "execs": wanted.execs,
                 "source": "keep" if wanted.keep_source else "remove",
                 "max_blackout_ms": wanted.max_blackout_ms,
+                "bandwidth": bytes_a_second(wanted.bandwidth),
             }
         )
     except ValidationError as error:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from agent.base.config import Settings
 from agent.base.errors import CommandFailed
+from agent.base.pace import Pace
 from agent.base.shell import Shell
 from agent.doors.docker import Docker
 from agent.migration.journal import Journal
@@ -22,6 +23,8 @@ class Host:
     docker: Docker
     shell: Shell
     journal: Journal
+    pace: Pace = field(default_factory=Pace)
+    """What all migrations that leave keep to together, while their containers run."""
     _features: dict[str, tuple[str, ...]] = field(default_factory=dict, repr=False, compare=False)
     """By CRIU's version: the kernel stays what it is while we run."""
 

@@ -44,6 +44,7 @@ async def send_missing_layers(run: Run, subject: Subject, host: Host, peer: Peer
 
     async def counted() -> AsyncIterator[bytes]:
         async for chunk in filtered(host.docker.save_image(subject.offer.image.id), drop):
+            await run.pace(len(chunk))
             yield chunk
             run.sent(len(chunk))
 

@@ -47,6 +47,7 @@ def status(run: Run, source: str, sequence: int, error: ErrorInfo | None = None)
         bytes_sent=run.bytes_sent,
         bytes_total=run.bytes_total,
         rate=round(rate, 1),
+        bandwidth=run.bandwidth.rate,
         eta_s=round(left / rate, 3) if left is not None and left > 0 and rate else None,
         error=error,
         report=report(run) if ended else None,

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any
 
+from agent.base.pace import Pace
 from agent.base.tasks import to_the_end, until_it_works
 from agent.migration import machine
 from agent.migration.journal import Entry, Journal
@@ -15,6 +16,8 @@ from protocol.status import Part, Phase, PhaseTime
 
 log = logging.getLogger("agent.migration")
 
+PACED = (Phase.RESERVED, Phase.COPYING, Phase.RUNNING)
+"""In the blackout nothing keeps to a rate: each second of it is one that the container stands still."""
 JOURNAL_PAUSE_SECONDS = 1.0
 RATE_SECONDS = 1.0
 """The window over which the rate of a transfer is taken."""
@@ -29,10 +32,14 @@ class Run:
         entry: Entry,
         *,
         changed: Callable[["Run"], Awaitable[None]] | None = None,
+        together: Pace | None = None,
     ) -> None:
         self._journal = journal
         self._entry = entry
         self._changed = changed
+        self._together = together or Pace()
+        """What all migrations of this host keep to."""
+        self.bandwidth = Pace(entry.record.get("bandwidth"))
         self._began = time.monotonic()
         self._marks: list[tuple[float, int]] = []
         self.phases: list[PhaseTime] = [PhaseTime(phase=entry.phase, at_ms=0)]
@@ -146,6 +153,12 @@ class Run:
                 await self._changed(self)
             except Exception:
                 log.exception("%s: its status could not be published", self.id)
+
+    async def pace(self, count: int) -> None:
+        """Wait until as many bytes may be sent."""
+        if self.phase in PACED:
+            await self._together.take(count)
+            await self.bandwidth.take(count)
 
     def sending(self, part: str) -> None:
         self.part = part

@@ -7,24 +7,24 @@ however often that fails on the way.
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Protocol, TypeVar
 
-from agent.base.errors import AgentError, Cancelled, ContainerGone, Refused, StepFailed, Stranded, from_wire
+from agent.base.errors import AgentError, Cancelled, ContainerGone, Refused, Stranded, from_wire
 from agent.base.tasks import beside, until_it_works
-from agent.doors.docker import unavailable
 from agent.doors.docker_model import Container
 from agent.doors.peer_client import PeerClient
 from agent.migration import choosing, leaving, machine, preflight, restarting, source
 from agent.migration.host import Host
 from agent.migration.journal import Entry
 from agent.migration.machine import ENDS, RESOLUTIONS, OnRestart, Role
+from agent.migration.moving import Move, foreseen, untouched, waits
 from agent.migration.run import Run
 from agent.migration.subject import Subject, from_record
 from protocol.base import new_migration_id
 from protocol.commands import Migrate
-from protocol.errors import Consequence, ErrorCode, ErrorInfo
+from protocol.errors import ErrorCode, ErrorInfo
 from protocol.peer import DecisionKind
 from protocol.status import Phase
 
@@ -53,23 +53,6 @@ class Watching(Protocol):
     async def decided(self, run: Run, decision: DecisionKind) -> None: ...
 
 
-@dataclass(slots=True)
-class _Move:
-    """One migration under way."""
-
-    run: Run
-    container_id: str
-    task: asyncio.Task[None] | None = None
-    stop: AgentError | None = None
-    """Why it was cancelled, where it was."""
-    ending: bool = False
-    """It is taken up again, or taken back: nothing but the agent's own end cuts that short."""
-
-    @property
-    def may_cancel(self) -> bool:
-        return not self.ending and not self.run.deciding and machine.may_cancel(self.run.phase)
-
-
 class Sources:
     """Every migration that this host is the source of."""
 
@@ -77,7 +60,7 @@ class Sources:
         self._host = host
         self._peers = peers
         self._watching = watching
-        self._moves: dict[str, _Move] = {}
+        self._moves: dict[str, Move] = {}
         self._claimed: dict[str, Run] = {}
         """Containers of which a checkpoint is being taken."""
 
@@ -108,7 +91,7 @@ class Sources:
 
     def take_over(self, run: Run) -> None:
         """Take back what a checkpoint could not take back itself, or has not seen through, until it works."""
-        move = _Move(run, run.record.get("container_id", ""))
+        move = Move(run, run.record.get("container_id", ""))
         self._moves[run.id] = move
         self._end(move)
 
@@ -119,7 +102,7 @@ class Sources:
     def open(self) -> list[Run]:
         return [move.run for move in self._moves.values()]
 
-    def _of_container(self, container_id: str) -> list[_Move]:
+    def _of_container(self, container_id: str) -> list[Move]:
         return [move for move in self._moves.values() if move.container_id == container_id]
 
     def _runs_of(self, container_id: str) -> list[Run]:
@@ -141,12 +124,17 @@ class Sources:
                 hint="try again later, or raise limits.migrations",
             )
         migration = new_migration_id()
-        record = {"container_id": container.id, "request": request.model_dump(mode="json")}
-        move = _Move(
+        record = {
+            "container_id": container.id,
+            "request": request.model_dump(mode="json"),
+            "bandwidth": request.bandwidth,
+        }
+        move = Move(
             Run(
                 self._host.journal,
                 Run.entry(migration, Role.SOURCE, container.name, request.to, record),
                 changed=self._changed,
+                together=self._host.pace,
             ),
             container.id,
         )
@@ -165,7 +153,7 @@ class Sources:
         if run.phase in TELLS:
             await self._watching.decided(run, machine.decision(run.phase))
 
-    async def _work(self, move: _Move, request: Migrate, ended: Ended) -> None:
+    async def _work(self, move: Move, request: Migrate, ended: Ended) -> None:
         run = move.run
         error: AgentError | None = None
         try:
@@ -189,7 +177,7 @@ class Sources:
         if move.task is asyncio.current_task():  # else a person's word has taken over
             await self._until_ended(move)
 
-    async def _story_to_its_end(self, move: _Move, request: Migrate) -> None:
+    async def _story_to_its_end(self, move: Move, request: Migrate) -> None:
         """The story; what fails in it after the decision is done again until it has ended."""
         try:
             await self._story(move.run, request)
@@ -212,7 +200,7 @@ class Sources:
             async with beside(self._progress(run), leaving.tell_alive(peer, run), following):
                 await source.migrate(run, subject, self._host, peer, strategy)
 
-    async def _took_back(self, move: _Move, error: AgentError) -> AgentError:
+    async def _took_back(self, move: Move, error: AgentError) -> AgentError:
         """Enter the end phase of a story that failed; the error, by what it means for the container."""
         run = move.run
         if not machine.may_cancel(run.phase):
@@ -260,6 +248,22 @@ class Sources:
         move.stop = move.stop or why or Cancelled("cancelled on request")
         move.task.cancel()
 
+    async def limit(self, migration: str | None, bandwidth: int | None) -> None:
+        """Change a migration's bandwidth, or that of all of them together.
+
+        Raises:
+            Refused: there is none such.
+
+        """
+        if migration is None:
+            self._host.pace.change(bandwidth)
+            return
+        if (run := self.find(migration)) is None:
+            raise Refused(ErrorCode.NO_SUCH_MIGRATION, f"{migration} is not under way on {self._host.name}")
+        run.bandwidth.change(bandwidth)
+        await run.note_down(bandwidth=bandwidth)
+        await run.publish()
+
     def container_died(self, container_id: str) -> None:
         """A `die` before the decision ends the move; after it, it is our own doing."""
         for move in self._of_container(container_id):
@@ -295,7 +299,7 @@ class Sources:
         move.task = asyncio.create_task(self._resolved(move, asking, decision), name=f"resolve {migration}")
         await asyncio.shield(move.task)
 
-    async def _resolved(self, move: _Move, asking: asyncio.Task[None], decision: DecisionKind) -> None:
+    async def _resolved(self, move: Move, asking: asyncio.Task[None], decision: DecisionKind) -> None:
         """First the word, durably; then what it means, as after any restart."""
         run = move.run
         await asyncio.wait({asking})
@@ -327,15 +331,16 @@ class Sources:
 
     def recover(self, entry: Entry) -> None:
         """Take up a migration found in the journal after a restart (rule 6)."""
-        move = _Move(Run(self._host.journal, entry, changed=self._changed), entry.record.get("container_id", ""))
+        run = Run(self._host.journal, entry, changed=self._changed, together=self._host.pace)
+        move = Move(run, entry.record.get("container_id", ""))
         self._moves[entry.id] = move
         self._end(move)
 
-    def _end(self, move: _Move) -> None:
+    def _end(self, move: Move) -> None:
         move.ending = True
         move.task = asyncio.create_task(self._until_ended(move), name=f"end {move.run.id}")
 
-    async def _until_ended(self, move: _Move) -> None:
+    async def _until_ended(self, move: Move) -> None:
         """Go on with what is decided, take back what is not, until the journal says that it has ended."""
         await self._again(move.run, partial(self._take_up, move.run))
         self._moves.pop(move.run.id, None)
@@ -376,23 +381,3 @@ class Sources:
         await strategy.release(self._host.shell, run.id)
         await run.enter(Phase.ROLLED_BACK)
         await leaving.tell_discard(peer, run)
-
-
-def untouched(error: AgentError) -> AgentError:
-    """An error that came before anything was done, as the refusal that it amounts to."""
-    if error.consequence is Consequence.UNTOUCHED:
-        return error
-    return unavailable(error) or Refused(error.code, error.message, hint=error.hint, detail=error.detail)
-
-
-def foreseen(failure: Exception) -> AgentError:
-    """What failed, as an error that can be told; a bug is logged."""
-    if isinstance(failure, AgentError):
-        return failure
-    log.error("a failure that was not foreseen", exc_info=failure)
-    return StepFailed(f"{type(failure).__name__}: {failure}", hint="a bug: the agent's log has the traceback")
-
-
-def waits(run: Run) -> bool:
-    """It runs at the target by post-copy, and the rest of its memory can't get there, as far as is known."""
-    return run.phase is Phase.RUNNING and run.doubt is not None

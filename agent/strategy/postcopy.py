@@ -58,6 +58,7 @@ class PostCopy(Cold):
         figures = memory.progress.figures
 
         async def pace(size: int) -> None:
+            await memory.progress.pace(size)
             memory.progress.sent(size)
             figures["pages_bytes"] = figures.get("pages_bytes", 0) + size
 

@@ -19,8 +19,9 @@ from agent.doors.docker_model import Container
 from agent.migration import preflight
 from agent.migration.host import Host
 from agent.migration.machine import Role
+from agent.migration.moving import foreseen, untouched
 from agent.migration.run import Run
-from agent.migration.sources import Peers, Sources, foreseen, untouched
+from agent.migration.sources import Peers, Sources
 from agent.migration.subject import Subject
 from agent.migration.targets import Targets
 from agent.vault import bring, clone, registry, take

@@ -1,0 +1,54 @@
+"""A limit of what a move sends while its container runs, changed while it goes on."""
+
+from datetime import timedelta
+
+import pytest
+
+from lab.cluster import Cluster
+from protocol.base import new_command_id
+from protocol.commands import Limit, ReplyKind
+from protocol.status import ENDED, Phase
+from tests.e2e.keeper import keeper, names, remembers
+from tests.e2e.support import clean
+
+A, B = "a26", "b28"
+SLOW = 2 << 20
+BURST = timedelta(seconds=2)
+"""Until what was sent in the blackout is in no rate any more: there nothing keeps to a limit."""
+
+
+@pytest.mark.parametrize("whose", ["its own", "the host's"])
+async def test_a_move_keeps_to_a_limit_until_that_is_lifted(moves: Cluster, whose: str) -> None:
+    """64 MiB at 2 MiB a second would take half a minute."""
+    name = "paced"
+    async with keeper(moves, name, source=A, others=(B,), mib=64) as digest:
+        own = {"bandwidth": SLOW} if whose == "its own" else {}
+        if not own:
+            await say(moves, None, SLOW)
+        try:
+            async with moves.moving(name, A, B, strategy="postcopy", **own) as move:
+                status = await move.until(Phase.RUNNING, *ENDED)
+                assert status.phase is Phase.RUNNING
+                assert status.bandwidth == (SLOW if own else None)
+                async for now in move.changes():
+                    if now.phase is not Phase.RUNNING or now.at > status.at + BURST:
+                        break
+                assert now.phase is Phase.RUNNING
+                assert now.rate < 2 * SLOW
+                assert name in names(moves[A])
+                await say(moves, move.id if own else None, None)
+                end = await move.end()
+        finally:
+            await say(moves, None, None)
+        assert end.kind is ReplyKind.FINISHED, end.error
+        assert end.report is not None
+        assert end.report.blackout_ms is not None
+        assert end.report.total_ms < 25_000
+        await remembers(moves[B], name, digest)
+        await clean(moves, A, B)
+
+
+async def say(moves: Cluster, migration: str | None, bandwidth: int | None) -> None:
+    command = Limit(id=new_command_id(), migration=migration, bandwidth=bandwidth)
+    replies = [reply async for reply in moves.ask(A, command)]
+    assert replies[-1].kind is ReplyKind.FINISHED, replies[-1].error
