@@ -207,6 +207,10 @@ class Running(WireModel):
 
     phases: tuple[PhaseTime, ...]
     notes: tuple[str, ...] = ()
+    network_ms: float | None = None
+    """Unlocking and announcing; None when it is said again."""
+    cpu_s: float = 0
+    """Of the target's agent and its commands, since it took the offer."""
 
 
 class Arrival(StrEnum):

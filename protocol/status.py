@@ -117,6 +117,16 @@ class MigrationReport(WireModel):
     freeze_ms: float | None = None
     dump_ms: float | None = None
     restore_ms: float | None = None
+    network_ms: float | None = None
+    """At the target, after the decision: the network unlocked, the addresses announced."""
+    pages_ms: float | None = None
+    """In post-copy, from when it ran until the last page was across."""
+    wire_bytes: int = 0
+    """Sent to the target, without what TLS and HTTP add."""
+    cpu_s: float = 0
+    """Of the source's agent and the commands that it ran meanwhile, for other migrations too."""
+    target_cpu_s: float = 0
+    """The same of the target's, until it ran there."""
     strategy: str = ""
     reason: str = ""
     tcp: str = ""

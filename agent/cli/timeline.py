@@ -110,10 +110,17 @@ def _blackout(ms: float) -> RenderableType:
 def _carried(report: MigrationReport) -> list[str]:
     running = sum(part.bytes for part in report.parts if not part.frozen)
     frozen = sum(part.bytes for part in report.parts if part.frozen)
-    spans = {"freeze": report.freeze_ms, "dump": report.dump_ms, "restore": report.restore_ms}
+    spans = {
+        "freeze": report.freeze_ms,
+        "dump": report.dump_ms,
+        "restore": report.restore_ms,
+        "network": report.network_ms,
+        "last page after": report.pages_ms,
+    }
     lines = [f"carried {size(running)} while it ran, {size(frozen)} while it was frozen"] if report.parts else []
     known = [f"{name} {duration(ms)}" for name, ms in spans.items() if ms is not None]
     how = [f"strategy {report.strategy}" + (f" ({report.reason})" if report.reason else "")] if report.strategy else []
+    how += [f"CPU {report.cpu_s:.1f} s here, {report.target_cpu_s:.1f} s there"] if report.cpu_s else []
     how += [f"TCP connections: {report.tcp}"] if report.tcp else []
     lines += [", ".join(line) for line in (known, how) if line]
     return lines

@@ -1,6 +1,7 @@
 """One migration under way, seen from one side: its id and phase, its clock, what the journal and the report get."""
 
 import logging
+import resource
 import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
@@ -41,6 +42,7 @@ class Run:
         """What all migrations of this host keep to."""
         self.bandwidth = Pace(entry.record.get("bandwidth"))
         self._began = time.monotonic()
+        self._cpu_began = _cpu_seconds()
         self._marks: list[tuple[float, int]] = []
         self.phases: list[PhaseTime] = [PhaseTime(phase=entry.phase, at_ms=0)]
         self.parts: list[Part] = []
@@ -104,6 +106,10 @@ class Run:
 
     def elapsed_ms(self) -> float:
         return (time.monotonic() - self._began) * 1000
+
+    def cpu_seconds(self) -> float:
+        """Of this agent and the commands that have ended, since the run began; what else it did meanwhile is in it."""
+        return _cpu_seconds() - self._cpu_began
 
     async def enter(self, phase: Phase, *, resolved: bool = False, **record: Any) -> None:
         """Move to a phase, `resolved`: by a person's word; durable when this returns.
@@ -181,3 +187,8 @@ class Run:
             return 0.0
         (then, before), (now, after) = self._marks[0], self._marks[-1]
         return (after - before) / (now - then) if now > then else 0.0
+
+
+def _cpu_seconds() -> float:
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(each.ru_utime + each.ru_stime for each in used)

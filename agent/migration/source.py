@@ -75,6 +75,9 @@ async def finish(run: Run, subject: Subject, host: Host, peer: PeerClient, strat
         if "frozen_at" in run.figures:
             run.figures["blackout_ms"] = (time.monotonic() - run.figures["frozen_at"]) * 1000
         run.target_phases = running.phases
+        run.figures["target_cpu_s"] = running.cpu_s
+        if running.network_ms is not None:
+            run.figures["network_ms"] = running.network_ms
         run.notes += [note for note in running.notes if note not in run.notes]
         await run.enter(Phase.RUNNING)
     if subject.offer.lazy:

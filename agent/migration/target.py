@@ -217,7 +217,12 @@ class Target:
             await self.run.note_down(released=True)
             await self.following.look()  # the guard may have come just before the thaw
         self._hand_over_again().runs()
-        return Running(phases=tuple(self.run.phases), notes=tuple(self.run.notes))
+        return Running(
+            phases=tuple(self.run.phases),
+            notes=tuple(self.run.notes),
+            network_ms=self.run.figures.get("network_ms"),
+            cpu_s=round(self.run.cpu_seconds(), 3),
+        )
 
     async def _check_copy(self) -> None:
         """The copy that was proved has to be there still: RUNNING is never said of one that is not."""
@@ -238,7 +243,9 @@ class Target:
         """Unlock, announce, release. Frames of the announcement pass by the lock, so both are done at once."""
         pid = int(self.run.record["pid"])
         group = freezer.cgroup_of(pid)  # before: a program may end as soon as it runs
+        began = time.monotonic()
         await both(lock.unlock(self._host.shell, pid), self._announce(pid))
+        self.run.figures["network_ms"] = (time.monotonic() - began) * 1000
         self._hand_over_again().release()
         await freezer.thaw(group)
         async with asyncio.timeout(self._host.settings.deadlines.go):
