@@ -11,7 +11,7 @@ import shlex
 import signal
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -225,6 +225,26 @@ class Shell:
         except asyncio.CancelledError:
             await self._settle(running, waiting, killable)
             raise
+
+    async def done_here(self, *argv: str, label: str, stdin: bytes, work: Callable[[], None]) -> None:
+        """What a command does, done by a thread of this process, where the start of a command would take too long.
+
+        It is shown as that command, which does the same where it is typed. A cancel waits for the end of it.
+
+        Raises:
+            CommandFailed: it did not work.
+
+        """
+        wire.debug("+ %s%s", printable(argv), here_document(stdin))
+        began = time.monotonic()
+        doing = asyncio.create_task(asyncio.to_thread(work), name=f"do as {argv[0]}")
+        cancelled = await _see_through(doing)
+        error = doing.exception()
+        wire.debug("= %d in %.3f s (%s, by its library)", error is not None, time.monotonic() - began, label)
+        if cancelled:
+            raise asyncio.CancelledError
+        if error is not None:
+            raise error
 
     async def _settle(self, running: Running, waiting: asyncio.Task[Done], killable: bool) -> None:
         """See the command to its end; a cancel that comes meanwhile waits for that, and is passed on."""

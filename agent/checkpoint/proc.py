@@ -94,9 +94,18 @@ def criu_in(folder: Path) -> list[int]:
     return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit() and _is_criu_in(entry, folder)]
 
 
-def _is_criu_in(process: Path, folder: Path) -> bool:
+def scripts_in(folder: Path, name: str) -> list[int]:
+    """Every script of that name that CRIU has called and that is at work in a folder."""
+    return [
+        int(entry.name)
+        for entry in Path("/proc").iterdir()
+        if entry.name.isdigit() and _is_criu_in(entry, folder, (name,))
+    ]
+
+
+def _is_criu_in(process: Path, folder: Path, names: tuple[str, ...] = ("runc", "criu", "hold.sh", "gate.sh")) -> bool:
     with contextlib.suppress(OSError):
-        if (process / "comm").read_text().startswith(("runc", "criu", "hold.sh")):
+        if (process / "comm").read_text().startswith(names):
             named = os.fsencode(f"{folder}/") in (process / "cmdline").read_bytes()
             return named or (process / "cwd").readlink().is_relative_to(folder)
     return False  # it has ended meanwhile

@@ -47,7 +47,17 @@ printf 1 >/proc/sys/net/ipv4/ip_nonlocal_bind
 . {folder}/{sysctls}
 """
 FILES = {"lock": handover.LOCK, "addresses": handover.ADDRESSES, "sysctls": handover.SYSCTLS}
+WRAPPER = {"passed": handover.PASSED, "there": handover.THERE}
 FIFOS = {"release": handover.RELEASE, "held": handover.HELD, "run": handover.RUN}
+
+CRIU = """\
+#!/bin/sh
+# What runc finds as `criu`. It asks for the version before anything else, and waits here: what it does up to then is
+# done before the blackout. An end of file is the end of the runtime that would have said so.
+[ -e {folder}/{passed} ] || read -r there <{folder}/{there} || exit 1
+PATH=${{PATH#*:}}
+exec criu "$@"
+"""
 
 HOLD = """\
 #!/bin/sh
@@ -127,11 +137,13 @@ class HandOver:
         """
         self.path.mkdir(parents=True, mode=0o700, exist_ok=True)
         self.path.parent.chmod(0o700)
-        for name in (handover.GO, handover.EVENTS, handover.HELD, handover.RELEASE):
+        for name in (handover.GO, handover.EVENTS, handover.HELD, handover.RELEASE, handover.THERE):
             with contextlib.suppress(FileExistsError):
                 os.mkfifo(self.path / name, 0o600)
         self.work.mkdir(exist_ok=True, mode=0o700)
         await mount_tmpfs(self._shell, self.images, image_bytes)
+        (self.path / handover.BIN).mkdir(exist_ok=True, mode=0o700)
+        self._script(f"{handover.BIN}/criu", CRIU.format(folder=self.path, **WRAPPER))
         self._script(handover.HOLD, HOLD.format(folder=self.path, **FIFOS))
         (self.path / handover.CRIU_CONF).write_text(options.for_restore(self.path / handover.HOLD))
         (self.path / handover.LOCK).write_text(lock.RULES)

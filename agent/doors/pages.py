@@ -101,6 +101,10 @@ class PageChannel:
         await self._first_of(self._ready, self._ended)
         return self._ready.is_set()
 
+    async def until_ended(self) -> None:
+        """Wait until the command, or the end itself, has ended."""
+        await self._ended.wait()
+
     async def until_news(self, seconds: float) -> None:
         """Wait until the command has ended or the other end hangs up; at most so long."""
         if not await self.connect():

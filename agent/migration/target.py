@@ -240,11 +240,14 @@ class Target:
             )
 
     async def _let_run(self) -> None:
-        """Unlock, announce, release. Frames of the announcement pass by the lock, so both are done at once."""
+        """Unlock, announce, release. Frames of the announcement pass by the lock: they are out before that is gone."""
         pid = int(self.run.record["pid"])
+        await both(self._release(pid), self._announce(pid))
+
+    async def _release(self, pid: int) -> None:
         group = freezer.cgroup_of(pid)  # before: a program may end as soon as it runs
         began = time.monotonic()
-        await both(lock.unlock(self._host.shell, pid), self._announce(pid))
+        await lock.unlock(self._host.shell, pid)
         self.run.figures["network_ms"] = (time.monotonic() - began) * 1000
         self._hand_over_again().release()
         await freezer.thaw(group)

@@ -5,6 +5,7 @@ the addresses stand on `lo`: as /32 and /128 (a wider prefix makes the whole sub
 with RST), with a default route of a high metric (without one, dockerd fails to set its gateway: "file exists").
 """
 
+import contextlib
 import fcntl
 import socket
 import struct
@@ -14,6 +15,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_interface
 from pathlib import Path
 
 from agent.base.shell import Shell
+from agent.network import rtnetlink
 from agent.network.namespace import in_netns, is_ours, within
 
 METRIC = 1_000_000
@@ -59,14 +61,26 @@ def stand_down(addresses: Sequence[str]) -> str:
 async def take_down_stand_in(shell: Shell, pid: int, addresses: Sequence[str]) -> None:
     """Make sure that the addresses are no longer on lo; the network has its own by now."""
     if addresses:
-        # -force: a line whose address is gone already must not keep the others
-        await shell.run(
+        await shell.done_here(
             *in_netns(pid, "ip", "-force", "-batch", "-"),
             stdin=stand_down(addresses).encode(),
             label="addresses off lo",
-            timeout=10,
-            check=False,
+            work=lambda: _stand_down(pid, addresses),
         )
+
+
+def _stand_down(pid: int, addresses: Sequence[str]) -> None:
+    def take() -> None:
+        lo = socket.if_nametoindex("lo")
+        for version in {ip_interface(text).version for text in addresses}:
+            with contextlib.suppress(OSError):  # what is gone already must not keep the others
+                rtnetlink.delete_default_route(lo, version, METRIC)
+        for text in addresses:
+            with contextlib.suppress(OSError):
+                rtnetlink.delete_address(lo, ip_interface(text).ip)
+
+    with contextlib.suppress(OSError):  # the process is gone
+        within(pid, take)
 
 
 def bind_as_usual(pid: int, wanted: str) -> None:
@@ -89,10 +103,12 @@ def announce(pid: int) -> list[str]:
 
 def _announce_all() -> list[str]:
     said: list[str] = []
-    for address in _addresses():
-        for _ in range(ANNOUNCEMENTS):
-            _announce_one(address)
-        said.append(f"{address.ip} at {address.mac}")
+    # one socket for all, since the kernel waits at the end of each; of protocol 0, which takes nothing in
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as raw:
+        for address in _addresses():
+            for _ in range(ANNOUNCEMENTS):
+                raw.sendto(_frame(address), (address.interface, 0))
+            said.append(f"{address.ip} at {address.mac}")
     return said
 
 
@@ -119,15 +135,11 @@ def _addresses() -> list[Address]:
     return found
 
 
-def _announce_one(address: Address) -> None:
+def _frame(address: Address) -> bytes:
     mac = bytes.fromhex(address.mac.replace(":", ""))
     if isinstance(address.ip, IPv4Address):
-        frame = _gratuitous_arp(mac, address.ip)
-    else:
-        frame = _neighbour_advertisement(mac, address.ip)
-    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as raw:
-        raw.bind((address.interface, 0))
-        raw.send(frame)
+        return _gratuitous_arp(mac, address.ip)
+    return _neighbour_advertisement(mac, address.ip)
 
 
 def _gratuitous_arp(mac: bytes, ip: IPv4Address) -> bytes:

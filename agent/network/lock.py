@@ -5,6 +5,7 @@ reach it or leave it. CRIU's own lock ends with its dump when the tasks are left
 """
 
 from agent.base.shell import Shell
+from agent.network import nft
 from agent.network.namespace import in_netns, is_ours
 
 TABLE = "transship"
@@ -70,7 +71,11 @@ async def unlock(shell: Shell, pid: int) -> None:
 async def _nft(shell: Shell, pid: int, rules: str, label: str) -> None:
     if is_ours(pid):  # a container on the host's network: the host stays on it
         return
-    await shell.run(*in_netns(pid, "nft", "-f", "-"), stdin=rules.encode(), label=label, timeout=10)
+    command = in_netns(pid, "nft", "-f", "-")
+    if nft.is_there():
+        await shell.done_here(*command, label=label, stdin=rules.encode(), work=lambda: nft.apply(pid, rules))
+    else:
+        await shell.run(*command, stdin=rules.encode(), label=label, timeout=10)
 
 
 async def is_locked(shell: Shell, pid: int) -> bool:

@@ -80,6 +80,8 @@ async def hold(shell: Shell, pid: int, group: freezer.Cgroup, seconds: float, *,
 
 async def hang_up(shell: Shell, pid: int) -> None:
     """End the connections of a copy that will not run any more, and tell their other sides."""
+    if not await asyncio.to_thread(sockets.connected, pid):
+        return
     await lock.lock_all_but_the_last_word(shell, pid)
     await drop(pid)
     await lock.lock(shell, pid)

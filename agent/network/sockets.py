@@ -70,6 +70,19 @@ def ownerless(pid: int) -> Ownerless:
     return within(pid, _look)
 
 
+def connected(pid: int) -> bool:
+    """Whether there is a TCP connection in the network namespace of `pid`; blocks for about a millisecond."""
+    return within(pid, _connected)
+
+
+def _connected() -> bool:
+    forms = (
+        struct.pack("=BBBxI48x", family, socket.IPPROTO_TCP, 0, CONNECTED)
+        for family in (socket.AF_INET, socket.AF_INET6)
+    )
+    return any(True for form in forms for _ in _dump(form))
+
+
 def buffered(pid: int) -> int:
     """Bytes that the queues of TCP connections may hold when they are dumped, in the network namespace of `pid`.
 

@@ -8,6 +8,9 @@
     last            runtime -> hook     settings of interfaces, once dockerd has attached them
     lock.nft        the drop tables
     sysctls         runtime -> hook     settings of the network, as shell commands
+    bin/criu        agent -> runc       what runc takes for CRIU: waits until there are images, then is CRIU
+    images-there    fifo, runtime -> bin/criu  one line
+    passed          runtime -> bin/criu        from then on it does not wait any more
     go              fifo, agent -> runtime     one word: `restore` or `discard`
     events          fifo, runtime -> agent     one line an event: staged, printed, held, failed
     staged.json     runtime -> agent    root file system and bundle; there once the runtime waits
@@ -30,6 +33,9 @@ SYSCTLS = "sysctls"
 GO = "go"
 EVENTS = "events"
 HELD = "held"
+BIN = "bin"
+THERE = "images-there"
+PASSED = "passed"
 RELEASE = "release"
 STAGED = "staged.json"
 RESULT = "result.json"

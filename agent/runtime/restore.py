@@ -1,7 +1,7 @@
 """`create` for a container with images on their way: wait for them, then `runc restore` in place of `runc create`.
 
 Started by launcher.sh while the container still runs at the source. By the time the agent says `restore`, everything
-is loaded and the bundle is amended: inside the blackout this starts runc and nothing else.
+is loaded, the bundle is amended, and runc waits where it first needs CRIU: the blackout sees CRIU's start and no other.
 
 It does not wait for runc's end. CRIU holds the restored tasks (hold.sh); from then on dockerd may have the container:
 Docker 28 attaches its network only after `create`. runc goes on in the background, and ends when the tasks run.
@@ -10,6 +10,7 @@ Docker 28 attaches its network only after `create`. runc goes on in the backgrou
 import json
 import os
 import select
+import signal
 import struct
 import subprocess
 import sys
@@ -202,14 +203,21 @@ def main(argv: list[str]) -> int:
         *("runc", *global_flags, "restore", "--detach", "--image-path", f"{folder}/{handover.IMAGES}"),
         *("--work-path", f"{folder}/{handover.WORK}", *plan["flags"], *flags, container),
     ]
+    # read-write, and kept: the fifo holds the word until runc asks for it, and ends with this process
+    there = os.open(f"{folder}/{handover.THERE}", os.O_RDWR | os.O_CLOEXEC)
+    path = {"PATH": f"{folder}/{handover.BIN}:{os.environ.get('PATH') or os.defpath}"}
+    # a session of its own: containerd's end of this call must not be the end of the restore
+    runc = subprocess.Popen(command, start_new_session=True, env={**os.environ, **path})
     tell(folder, "staged")
     if wait_for_word(folder) != handover.RESTORE:
+        os.killpg(runc.pid, signal.SIGKILL)  # it has made nothing but its folder, which goes with the container
+        runc.wait()
         print("transship: the migration was taken back", file=sys.stderr)
         return 1
     began = time.time()
     print_again(folder)
-    # a session of its own: containerd's end of this call must not be the end of the restore
-    runc = subprocess.Popen(command, start_new_session=True)
+    put(f"{folder}/{handover.PASSED}", "")
+    os.write(there, b"there\n")
     pid = wait_until_held(folder, runc)
     code = 0 if pid else runc.wait()
     result = {"code": code, "pid": pid, "runc": runc.pid, "began": began, "ended": time.time()}

@@ -22,17 +22,27 @@ class Cold:
 
     name = "cold"
 
+    def __init__(self) -> None:
+        self._dump: Dump | None = None
+
+    def _dump_of(self, shell: Shell, migration: str) -> Dump:
+        """That of this move; a restarted agent finds what there is of it by its folder."""
+        if self._dump is None:
+            self._dump = Dump(shell, migration)
+        return self._dump
+
     async def copy_while_running(self, memory: Memory) -> None:
-        """Only the place for the images."""
-        dump = Dump(memory.shell, memory.migration)
+        """Only the place for the images, and all of the dump that needs no frozen tasks."""
+        dump = self._dump_of(memory.shell, memory.migration)
         await dump.make_ready(memory.container_id, memory.resident_bytes, memory.options)
+        await dump.start(memory.container_id, "the source")
 
     async def dump_and_send(self, memory: Memory) -> tuple[SentPart, tuple[FileHash, ...]]:
-        dump = Dump(memory.shell, memory.migration)
+        dump = self._dump_of(memory.shell, memory.migration)
         finished = asyncio.Event()
         stream = self._counted(memory.progress, segments.follow(dump.images, finished))
         began = time.monotonic()
-        part, _ = await both(memory.peer.send_images(memory.migration, stream), self._dump(memory, dump, finished))
+        part, _ = await both(memory.peer.send_images(memory.migration, stream), self._take(memory, dump, finished))
         memory.progress.part_done(part.name, part.bytes, began, frozen=True)
         return part, self._described(dump.images)
 
@@ -54,11 +64,12 @@ class Cold:
         return False
 
     async def stop_serving(self, shell: Shell, migration: str) -> None:
-        """CRIU has ended when the dump has."""
+        """CRIU leaves from before the gate; what has passed it ends with the dump."""
+        await self._dump_of(shell, migration).turn_away()
 
-    async def _dump(self, memory: Memory, dump: Dump, finished: asyncio.Event) -> None:
-        memory.progress.figures["dump_ms"] = await dump.take(memory.container_id, memory.dump_seconds, "the source")
+    async def _take(self, memory: Memory, dump: Dump, finished: asyncio.Event) -> None:
+        memory.progress.figures["dump_ms"] = await dump.images_written(memory.dump_seconds, "the source")
         finished.set()
 
     async def release(self, shell: Shell, migration: str) -> None:
-        await Dump(shell, migration).release()
+        await self._dump_of(shell, migration).release()

@@ -1,20 +1,35 @@
-"""CRIU's dump of a container that is held, into a tmpfs: it stays frozen, and runs on when it is let go."""
+"""CRIU's dump of a container that is held, into a tmpfs: it stays frozen, and runs on when it is let go.
+
+runc and CRIU are started before the freeze (`start`) and wait at a gate; what of them the blackout sees is CRIU's work
+on the tasks, up to the last image (`images_written`).
+"""
 
 import asyncio
+import contextlib
 import shutil
 import time
+from collections.abc import Coroutine
 from pathlib import Path
+from typing import Any
 
-from agent.base.errors import CommandFailed, DumpFailed
-from agent.base.shell import Shell
-from agent.checkpoint import criu
+from agent.base.errors import CommandFailed, DumpFailed, StepFailed, StepTimeout
+from agent.base.shell import Done, Shell
+from agent.base.tasks import to_the_end
+from agent.checkpoint import criu, proc
 from agent.checkpoint.criu import CriuOptions
 from agent.checkpoint.diagnosis import dump_failed
+from agent.doors.gate import NAME as GATE
+from agent.doors.gate import WAITING, WRITTEN, Gate
 from agent.doors.handover import mount_tmpfs, unmount
 
 DUMPS = Path("/run/transship/dump")
 ROOM_FACTOR = 1.25
 ROOM = 64 << 20
+START_SECONDS = 20.0
+"""For runc and CRIU to come to the gate; it takes 50 ms on an idle machine."""
+TURNED_AWAY_SECONDS = 20.0
+"""For those that wait at the gate to end when it is shut."""
+LOOK_SECONDS = 0.02
 
 
 class Dump:
@@ -24,6 +39,8 @@ class Dump:
         self._shell = shell
         self._migration = migration
         self._folder = DUMPS / migration
+        self.gate = Gate(self._folder / "gate")
+        self._command: asyncio.Task[Done] | None = None
 
     @property
     def images(self) -> Path:
@@ -39,26 +56,95 @@ class Dump:
         DUMPS.chmod(0o700)
         self.work.mkdir(exist_ok=True, mode=0o700)
         await mount_tmpfs(self._shell, self.images, int(resident_bytes * ROOM_FACTOR) + ROOM)
+        self.gate.lay_out()
         config = self._folder / "criu.conf"
-        config.write_text(options.for_dump() + also)
+        config.write_text(options.for_dump() + also + f"action-script {self.gate.script}\n")
         criu.make_shadow_root(container_id, config, self._folder / "root")
 
-    async def take(self, container_id: str, seconds: float, host: str) -> float:
-        """Dump the tasks; how many milliseconds it took. `host` is where an error says that the log is.
+    async def start(self, container_id: str, host: str) -> None:
+        """Start runc and CRIU, up to the gate: the container is not touched. `host` is where an error has its log.
+
+        Raises:
+            DumpFailed: they don't come so far.
+
+        """
+        command = criu.dump_command(self._folder / "root", self.images, self.work, container_id)
+        # CRIU killed in the middle leaves its parasite in the tasks: whatever happens, its end is waited for. Not
+        # by an agent that crashes: it goes on then, and recovery finds it by its folder.
+        running = await self._shell.start(*command, label="dump")
+        self._command = asyncio.create_task(running.wait(), name="wait for the dump")
+        await self.at_gate(self._ended(), host)
+
+    async def at_gate(self, ended: Coroutine[Any, Any, CommandFailed | None], host: str) -> None:
+        """Wait until CRIU is at the gate, whoever has started it; `ended` returns when that has ended.
+
+        Raises:
+            DumpFailed: it has ended before, or does not come.
+
+        """
+        try:
+            async with asyncio.timeout(START_SECONDS):
+                failed = await first_of(self.gate.heard(WAITING), ended)
+        except TimeoutError:
+            failed = CommandFailed("runc and CRIU have not come so far that they could dump")
+        if failed is not None:
+            raise self.failed(failed, host)
+
+    async def images_written(self, seconds: float, host: str) -> float:
+        """Dump the tasks, which are frozen: milliseconds until the last image was there. `over` waits for the rest.
 
         Raises:
             DumpFailed: with CRIU's own error lines, and what is likely behind them. The tasks are frozen as before.
+            StepTimeout: it took longer than `seconds`; CRIU has ended since.
 
         """
         began = time.monotonic()
-        command = criu.dump_command(self._folder / "root", self.images, self.work, container_id)
+        self.gate.open()
         try:
-            # CRIU killed in the middle leaves its parasite in the tasks: whatever happens, its end is waited for. Not
-            # by an agent that crashes: it goes on then, and recovery finds it by its folder.
-            await self._shell.run(*command, label="dump", timeout=seconds, killable=False)
-        except CommandFailed as error:
-            raise self.failed(error, host) from error
+            async with asyncio.timeout(seconds):
+                failed = await first_of(self.gate.heard(WRITTEN), self._ended())
+        except TimeoutError:
+            await self.over()
+            raise StepTimeout(f"dump took longer than {seconds:g} s") from None
+        except asyncio.CancelledError:
+            await self.over()
+            raise
+        if failed is not None:
+            raise self.failed(failed, host) from failed
         return (time.monotonic() - began) * 1000
+
+    async def take(self, seconds: float, host: str) -> float:
+        """As `images_written`; and CRIU has let go of the tasks, so that they may be thawed."""
+        took = await self.images_written(seconds, host)
+        await self.over()
+        return took
+
+    async def over(self) -> None:
+        """Wait for the end of runc and CRIU, however that is: tasks that are thawed before run into CRIU's parasite."""
+        await to_the_end(self._ended())
+
+    async def _ended(self) -> CommandFailed | None:
+        if self._command is not None:
+            await asyncio.wait({self._command})
+            with contextlib.suppress(asyncio.CancelledError):
+                error = self._command.exception()
+                return error if isinstance(error, CommandFailed) else None
+        return None
+
+    async def turn_away(self) -> None:
+        """Make sure that nothing waits at the gate, whoever has started it. What has passed it goes on to its end.
+
+        Raises:
+            StepFailed: it does not end.
+
+        """
+        self.gate.shut()
+        await self.over()
+        end = time.monotonic() + TURNED_AWAY_SECONDS
+        while left := proc.scripts_in(self._folder, GATE):
+            if time.monotonic() > end:
+                raise StepFailed(f"CRIU does not turn back from before the dump: processes {left}")
+            await asyncio.sleep(LOOK_SECONDS)
 
     def lazy_command(self, container_id: str) -> tuple[str, ...]:
         """What dumps all but the memory and serves that, for a process that outlives this agent."""
@@ -70,5 +156,21 @@ class Dump:
 
     async def release(self) -> None:
         """Make sure that nothing of it is left."""
+        await self.turn_away()
+        self.gate.close()
         await unmount(self._shell, self.images)
         await asyncio.to_thread(shutil.rmtree, self._folder, ignore_errors=True)
+
+
+async def first_of(
+    said: Coroutine[Any, Any, None], ended: Coroutine[Any, Any, CommandFailed | None]
+) -> CommandFailed | None:
+    """Wait for a word of CRIU's or for its end; how that failed, if it did without the word."""
+    word, end = asyncio.create_task(said), asyncio.create_task(ended)
+    try:
+        await asyncio.wait({word, end}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.sleep(0)  # what it said last is heard before its end is
+        return end.result() if end.done() and not word.done() else None
+    finally:
+        word.cancel()
+        end.cancel()

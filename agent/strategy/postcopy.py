@@ -14,10 +14,11 @@ from agent.base.errors import AgentError, CommandFailed, StepFailed
 from agent.base.shell import Shell
 from agent.base.tasks import Failing, both, to_the_end, within
 from agent.checkpoint import criu, proc, segments
+from agent.doors.gate import WRITTEN
 from agent.doors.pages import PageChannel
 from agent.strategy import Memory
 from agent.strategy.cold import Cold
-from agent.strategy.dump import DUMPS, Dump
+from agent.strategy.dump import DUMPS, first_of
 from protocol.peer import FileHash, SentPart
 
 log = logging.getLogger("agent.pages")
@@ -32,6 +33,7 @@ class PostCopy(Cold):
     name = "postcopy"
 
     def __init__(self) -> None:
+        super().__init__()
         self._channel: PageChannel | None = None
         self._linked = asyncio.Event()
         self._started = asyncio.Event()
@@ -42,10 +44,13 @@ class PostCopy(Cold):
         return self._channel
 
     async def copy_while_running(self, memory: Memory) -> None:
-        """The place for the images, and the channel, linked: the freeze waits for nothing but the dump."""
-        dump = Dump(memory.shell, memory.migration)
+        """The place for the images, CRIU at its gate, and the channel, linked: the freeze waits for the dump alone."""
+        dump = self._dump_of(memory.shell, memory.migration)
         await dump.make_ready(memory.container_id, memory.resident_bytes, memory.options, criu.PAGE_SERVER_SOCKET)
-        await self._end(memory.shell, memory.migration).start(*dump.lazy_command(memory.container_id))
+        channel = self._end(memory.shell, memory.migration)
+        await channel.start(*dump.lazy_command(memory.container_id))
+        channel.begin()
+        await dump.at_gate(self._failed(channel), "the source")
         self._started.set()
         async with within(LINK_SECONDS, "linking the page channel"):
             await self._linked.wait()
@@ -74,7 +79,7 @@ class PostCopy(Cold):
             await asyncio.sleep(LINK_AGAIN_SECONDS)
 
     async def dump_and_send(self, memory: Memory) -> tuple[SentPart, tuple[FileHash, ...]]:
-        images = Dump(memory.shell, memory.migration).images
+        images = self._dump_of(memory.shell, memory.migration).images
         finished = asyncio.Event()
         began = time.monotonic()
         stream = self._counted(memory.progress, segments.follow(images, finished))
@@ -83,14 +88,19 @@ class PostCopy(Cold):
         return part, self._described(images)
 
     async def _serve(self, memory: Memory, finished: asyncio.Event) -> None:
-        """Dump; returns when CRIU waits for questions about pages."""
+        """Dump; returns when all but the memory is there. CRIU waits for questions about that, from then on."""
         channel, began = self._end(memory.shell, memory.migration), time.monotonic()
-        channel.begin()
-        if not await to_the_end(channel.until_ready()):  # like any dump, it is not cut off in the middle
-            failed = CommandFailed("the dump has ended before its memory was asked for", detail=channel.said)
-            raise Dump(memory.shell, memory.migration).failed(failed, "the source")
+        dump = self._dump_of(memory.shell, memory.migration)
+        dump.gate.open()
+        # like any dump, it is not cut off in the middle
+        if failed := await to_the_end(first_of(dump.gate.heard(WRITTEN), self._failed(channel))):
+            raise dump.failed(failed, "the source")
         memory.progress.figures["dump_ms"] = (time.monotonic() - began) * 1000
         finished.set()
+
+    async def _failed(self, channel: PageChannel) -> CommandFailed:
+        await channel.until_ended()
+        return CommandFailed("the dump has ended before its memory was asked for", detail=channel.said)
 
     def serves(self, migration: str) -> bool:
         """Whether there is a channel, and CRIU has not failed: after a reboot there is none, and no frozen copy."""
@@ -99,6 +109,7 @@ class PostCopy(Cold):
 
     async def stop_serving(self, shell: Shell, migration: str) -> None:
         """Hang up on CRIU's page server: it leaves the tasks frozen and whole, as after any dump."""
+        self._dump_of(shell, migration).gate.shut()  # or CRIU would wait there, and the channel for CRIU
         await self._end(shell, migration).stop()
         if left := proc.criu_in(DUMPS / migration):  # thawed now, the tasks would run into CRIU's parasite
             raise StepFailed(f"CRIU does not let the tasks go: processes {left}")

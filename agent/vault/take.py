@@ -77,13 +77,14 @@ async def take(run: Run, subject: Subject, host: Host, place: Place, wanted: Wan
         await write_head(writer, subject, host, wanted, mark)
         undo.first("remove the images", dump.release)
         await dump.make_ready(subject.id, subject.memory_bytes, subject.options)
+        await dump.start(subject.id, host.name)
         await run.enter(Phase.COPYING)
         await alone(subject.pid, subject.cgroup)
 
         undo.first("thaw and unlock the container", source.release, host, subject)
         tasks = await source.hold(run, subject, host)
         await run.enter(Phase.FROZEN)
-        dumping = dump.take(subject.id, host.settings.deadlines.dump, host.name)
+        dumping = dump.take(host.settings.deadlines.dump, host.name)
         dump_ms, _ = await both(dumping, settled(subject, logs, mark))
         sizes = await lengths(subject)  # not beside the dump: CRIU gives names to files that had lost theirs
         await write_trees(writer, subject, sizes)

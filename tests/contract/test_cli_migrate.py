@@ -26,7 +26,7 @@ async def refusal(controller: Controller, **wanted: Any) -> AgentError:
 async def test_migrate_finds_the_host_and_tells_how_it_went(
     controller: Controller, capsys: pytest.CaptureFixture[str], node_a: StoryHost
 ) -> None:
-    node_a.pace = 0.02
+    node_a.pace = 0.2
     assert await moved(controller, keep_source=True, tcp="close", max_blackout_ms=500) == OK
     [command] = node_a.commands
     assert isinstance(command, Migrate)

@@ -31,17 +31,40 @@ def runtime_fails(moves: Cluster) -> AbstractContextManager[None]:
     return replaced(moves[B], "/usr/local/bin/transship-runtime", "exit 1")
 
 
-def dump_fails(moves: Cluster) -> AbstractContextManager[None]:
+def dump_does_not_begin(moves: Cluster) -> AbstractContextManager[None]:
     return replaced(moves[A], "/usr/sbin/criu", 'case "$1" in swrk) exit 1;; esac; exec /usr/sbin/criu.real "$@"')
+
+
+def dump_fails(moves: Cluster) -> AbstractContextManager[None]:
+    """Where it takes the memory of the frozen tasks (criu/include/fault-injection.h: FI_DUMP_PAGES)."""
+    return replaced(moves[A], "/usr/sbin/criu", 'CRIU_FAULT=3 exec /usr/sbin/criu.real "$@"')
 
 
 def restore_fails(moves: Cluster) -> AbstractContextManager[None]:
     return replaced(moves[B], "/usr/sbin/criu", 'case "$1" in swrk) exit 1;; esac; exec /usr/sbin/criu.real "$@"')
 
 
-def lock_fails(moves: Cluster) -> AbstractContextManager[None]:
-    script = 'text=$(cat); case "$text" in *drop*) exit 1;; esac; echo "$text" | /usr/sbin/nft.real "$@"'
-    return replaced(moves[A], "/usr/sbin/nft", script)
+def restart_agent(host: Host) -> None:
+    host.stop_agent()
+    host.start_agent()
+
+
+@contextmanager
+def lock_fails(moves: Cluster) -> Iterator[None]:
+    """Without nftables' library, which CRIU needs too, the agent calls the command; that can be made to fail."""
+    library, found = "/usr/lib/x86_64-linux-gnu/libnftables.so.1", "LD_LIBRARY_PATH=/opt/hidden"
+    script = f'text=$(cat); case "$text" in *drop*) exit 1;; esac; echo "$text" | {found} /usr/sbin/nft.real "$@"'
+    moves[A].run(["sh", "-c", f"mkdir -p /opt/hidden; cp {library} /opt/hidden/; mv {library} {library}.away"])
+    try:
+        with (
+            replaced(moves[A], "/usr/sbin/nft", script),
+            replaced(moves[A], "/usr/sbin/criu", f'{found} exec /usr/sbin/criu.real "$@"'),
+        ):
+            restart_agent(moves[A])
+            yield
+    finally:
+        moves[A].run(["mv", f"{library}.away", library])
+        restart_agent(moves[A])
 
 
 def no_tmpfs(moves: Cluster) -> AbstractContextManager[None]:
@@ -56,10 +79,11 @@ def no_tmpfs(moves: Cluster) -> AbstractContextManager[None]:
         (runtime_fails, ErrorCode.RESTORE_FAILED),
         (no_tmpfs, ErrorCode.COMMAND_FAILED),
         (lock_fails, ErrorCode.COMMAND_FAILED),
+        (dump_does_not_begin, ErrorCode.DUMP_FAILED),
         (dump_fails, ErrorCode.DUMP_FAILED),
         (restore_fails, ErrorCode.RESTORE_FAILED),
     ],
-    ids=["stage", "tmpfs", "lock", "dump", "restore"],
+    ids=["stage", "tmpfs", "lock", "dump-start", "dump", "restore"],
 )
 async def test_a_failing_step_is_taken_back(
     moves: Cluster, breaking: Callable[[Cluster], AbstractContextManager[None]], code: ErrorCode
@@ -70,7 +94,9 @@ async def test_a_failing_step_is_taken_back(
         await counts_on(moves[A], name)
         before = moves[A].docker("inspect", "-f", "{{.State.Pid}}", name)
         with breaking(moves):
+            await moves.until_ready()
             reply = await moves.migrate(name, A, B)
+        await moves.until_ready()
         assert reply.kind is ReplyKind.FAILED
         assert reply.error is not None
         assert reply.error.code is code, reply.error

@@ -230,6 +230,8 @@ class FakeShell(Faults):
     async def run(self, *argv: str, label: str, **_: Any) -> None:
         await self.call(label, lambda: DockerFailed(f"{label}: it can't be run"))
 
+    done_here = run
+
 
 class FakeJournal(Journal):
     """The real one; its writes can fail or wait, by the phase that is written, and be waited for."""

@@ -94,7 +94,7 @@ class NoDump:
     async def nothing(self, *_: object) -> float:
         return 1.0
 
-    make_ready = take = release = nothing
+    make_ready = start = take = release = nothing
 
 
 @pytest.fixture
