@@ -65,6 +65,8 @@ class Migrate(_Command):
     execs: ExecPolicy = ExecPolicy.REFUSE
     source: SourcePolicy = SourcePolicy.REMOVE
     max_blackout_ms: int | None = Field(default=None, gt=0, le=86_400_000)
+    allow_postcopy: bool = False
+    """Whether `auto` may choose it: a source that dies for good in its middle takes the container with it."""
     bandwidth: int | None = Field(default=None, gt=0)
     """Bytes a second at most, for what is sent while the container runs."""
 

@@ -47,6 +47,7 @@ class ErrorCode(StrEnum):
     VOLUME_CONFLICT = "volume-conflict"
     NO_SPACE = "no-space"
     NO_MEMORY = "no-memory"
+    BLACKOUT_TOO_LONG = "blackout-too-long"
     # taken back
     COMMAND_FAILED = "command-failed"
     DOCKER_FAILED = "docker-failed"

@@ -1,5 +1,6 @@
 """What two agents say to each other over the peer link (HTTPS with mutual TLS 1.3).
 
+    PUT    /v1/migrations/ID/probe            any bytes, for a moment -> Probed
     POST   /v1/migrations/ID/offer            Offer -> Answer
     PUT    /v1/migrations/ID/layers           `docker save` tarball of the missing image layers
     POST   /v1/migrations/ID/create           container created, with what it needs around it -> Created
@@ -28,7 +29,7 @@ Errors come back as `protocol.errors.ErrorInfo` with an HTTP status of 4xx or 5x
 from enum import StrEnum
 from typing import Any, Literal
 
-from pydantic import JsonValue
+from pydantic import Field, JsonValue
 
 from protocol.base import PROTOCOL_VERSION, ContainerId, HostName, MigrationId, WireModel
 from protocol.checkpoint import NativeName
@@ -104,6 +105,15 @@ class NativeOffer(WireModel):
     restart_policy: dict[str, JsonValue]
     """Set once it runs."""
     image: ImageRef
+
+
+class Probed(WireModel):
+    """What there is to know before a strategy is chosen."""
+
+    rate: float = Field(gt=0)
+    """Bytes a second of the link, as its receiver saw them come."""
+    against_postcopy: str = ""
+    """Why that can't be had there."""
 
 
 class Offer(WireModel):

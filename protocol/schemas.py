@@ -51,6 +51,7 @@ SAID: Final[tuple[type[BaseModel], ...]] = (
     status.Event,
 )
 PEER: Final[tuple[type[BaseModel], ...]] = (
+    peer.Probed,
     peer.Offer,
     peer.Answer,
     peer.Created,

@@ -113,6 +113,8 @@ class MigrationReport(WireModel):
     parts: tuple[Part, ...] = ()
     blackout_ms: float | None = None
     """From the freeze to the target's word that the tasks run; None where it never froze."""
+    predicted_blackout_ms: float | None = None
+    """What was expected before it began."""
     total_ms: float = 0
     freeze_ms: float | None = None
     dump_ms: float | None = None

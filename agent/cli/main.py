@@ -65,6 +65,14 @@ def ps(context: typer.Context, host: Host = None, as_json: Json = False) -> None
     control(context, as_json, lambda controller, out: listing.ps(controller, out, host))
 
 
+AllowPostcopy = Annotated[
+    bool, typer.Option("--allow-postcopy", help="Let `auto` choose it where nothing safer keeps to --max-blackout.")
+]
+Bandwidth = Annotated[
+    str, typer.Option(metavar="RATE", help="Bytes a second at most while it runs, like 20M; `limit` changes it.")
+]
+
+
 @app.command()
 def migrate(
     context: typer.Context,
@@ -96,9 +104,8 @@ def migrate(
     max_blackout: Annotated[
         int | None, typer.Option(metavar="MS", min=1, help="Refuse if it would be frozen for longer.")
     ] = None,
-    bandwidth: Annotated[
-        str, typer.Option(metavar="RATE", help="Bytes a second at most while it runs, like 20M; `limit` changes it.")
-    ] = "none",
+    allow_postcopy: AllowPostcopy = False,
+    bandwidth: Bandwidth = "none",
     detach: Annotated[bool, typer.Option("--detach", "-d", help="Do not wait for the end.")] = False,
     timeout: Annotated[
         float | None, typer.Option(metavar="SECONDS", min=0, help="Wait no longer; the move itself goes on.")
@@ -121,6 +128,7 @@ def migrate(
         keep_source=keep_source,
         max_blackout_ms=max_blackout,
         bandwidth=bandwidth,
+        allow_postcopy=allow_postcopy,
         detach=detach,
         timeout=timeout,
     )

@@ -34,6 +34,7 @@ class Wanted:
     source: str | None = None
     strategy: str = "auto"
     bandwidth: str = "none"
+    allow_postcopy: bool = False
     tcp: str = "auto"
     execs: str = "refuse"
     keep_source: bool = False
@@ -109,6 +110,7 @@ def _command(wanted: Wanted, name: str) -> Migrate:
                 "execs": wanted.execs,
                 "source": "keep" if wanted.keep_source else "remove",
                 "max_blackout_ms": wanted.max_blackout_ms,
+                "allow_postcopy": wanted.allow_postcopy,
                 "bandwidth": bytes_a_second(wanted.bandwidth),
             }
         )

@@ -32,6 +32,7 @@ from protocol.peer import (
     NativeOffer,
     Offer,
     Prepared,
+    Probed,
     Running,
     SentPart,
     Staged,
@@ -41,6 +42,10 @@ wire = logging.getLogger("agent.wire")
 
 M = TypeVar("M", bound=WireModel)
 
+PROBE_SECONDS = 0.2
+PROBE_CHUNK = 256 << 10
+PROBE_CHUNKS = 64
+"""At most as many, where the link is fast."""
 PARALLEL = 4
 """Streams at once while the container is frozen: images, writable layer, log, and mostly one volume."""
 
@@ -75,6 +80,19 @@ class PeerClient:
             connector = aiohttp.TCPConnector(ssl=self._context, keepalive_timeout=600, limit=8, socket_factory=_socket)
             self._session = aiohttp.ClientSession(connector=connector, auto_decompress=False)
         return self._session
+
+    async def probe(self, migration: str) -> Probed:
+        """Send for a moment, to see how fast the link is; nothing is begun there."""
+        end = time.monotonic() + PROBE_SECONDS
+
+        async def some() -> AsyncIterator[bytes]:
+            for _ in range(PROBE_CHUNKS):
+                if time.monotonic() > end:
+                    return
+                yield bytes(PROBE_CHUNK)
+
+        timeout = aiohttp.ClientTimeout(total=self._deadlines.offer, sock_connect=self._deadlines.connect)
+        return _parse(Probed, await self._request("PUT", migration, "/probe", some(), timeout))
 
     async def offer(self, offer: Offer) -> Answer:
         self.answer = await self._ask(Answer, "POST", offer.migration, "/offer", offer, self._deadlines.offer)

@@ -27,6 +27,7 @@ from protocol.peer import (
     NativeOffer,
     Offer,
     Prepared,
+    Probed,
     Running,
     SentPart,
     Staged,
@@ -63,6 +64,7 @@ class Stream:
 class PeerHandler(Protocol):
     """What the agent does for a peer; `peer` is the name in its certificate."""
 
+    async def probe(self, peer: str, stream: Stream) -> Probed: ...
     async def offer(self, peer: str, offer: Offer) -> Answer: ...
     async def layers(self, peer: str, migration: str, stream: Stream) -> None: ...
     async def create(self, peer: str, migration: str) -> Created: ...
@@ -103,6 +105,7 @@ class PeerServer:
         one = "/v1/migrations/{id}"
         app.add_routes(
             [
+                web.put(f"{one}/probe", self._probe),
                 web.post(f"{one}/offer", self._offer),
                 web.put(f"{one}/layers", self._layers),
                 web.post(f"{one}/create", self._create),
@@ -172,6 +175,9 @@ class PeerServer:
                 consequence=Consequence.TAKEN_BACK,
             )
             return _refusal(info, 500)
+
+    async def _probe(self, request: web.Request) -> web.Response:
+        return _answer(await self._handler.probe(request["peer"], _stream(request)))
 
     async def _offer(self, request: web.Request) -> web.Response:
         offer = await _message(request, Offer)

@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,7 +55,7 @@ async def examine(host: Host, offer: Offer, reserved: Iterable[Reserved], room: 
     others = list(reserved)
     reasons = [
         *_engines(host, engine, offer),
-        *_lazy(engine, offer),
+        *(against_postcopy(engine) if offer.lazy else ()),
         *_hardware(offer),
         *await _names(host, offer, others),
     ]
@@ -146,10 +146,8 @@ def _engines(host: Host, here: Engine, offer: Offer) -> Iterable[Reason]:
         yield Reason(code=ErrorCode.INCOMPATIBLE, message="one of the hosts uses userns-remap and the other does not")
 
 
-def _lazy(here: Engine, offer: Offer) -> Iterable[Reason]:
-    """What post-copy needs of the kernel: userfaultfd, and that for whoever is no root of this host, too."""
-    if not offer.lazy:
-        return
+def against_postcopy(here: Engine) -> Iterator[Reason]:
+    """What it needs of the kernel: userfaultfd, and that for whoever is no root of this host, too."""
     hint = "`--strategy cold` moves it all the same"
     if "uffd-noncoop" not in here.criu_features:
         message = "post-copy needs uffd-noncoop, which its kernel or CRIU does not have"

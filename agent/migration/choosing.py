@@ -1,19 +1,74 @@
 """Which way a container's memory goes: at the beginning of its move, and when a restarted agent takes it up again."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
+from agent.base.errors import Refused
 from agent.migration.run import Run
 from agent.strategy import Strategy
 from agent.strategy.cold import Cold
 from agent.strategy.postcopy import PostCopy
+from protocol import commands
 from protocol.commands import Migrate
+from protocol.errors import ErrorCode
+from protocol.peer import Probed
 
 strategies: dict[str, Callable[[], Strategy]] = {Cold.name: Cold, PostCopy.name: PostCopy}
 
+FIXED_MS = 350.0
+"""What no memory changes: runc and CRIU on both sides, the network, files that have changed, the decision."""
+CRIU_RATE = 1.2e9
+"""Bytes a second that CRIU writes into images, and reads from them, when the processors have nothing else to do."""
 
-def strategy_for(request: Migrate) -> str:
-    """Which strategy a request gets; `auto` is the one that risks nothing."""
-    return request.strategy if request.strategy in strategies else Cold.name
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A strategy, and what speaks for it."""
+
+    strategy: str
+    reason: str
+    predicted_ms: float
+    """The blackout."""
+
+
+def predicted_ms(strategy: str, memory: int, rate: float) -> float:
+    """The blackout of so many bytes over a link of so many a second: cold streams them while it dumps."""
+    if strategy == PostCopy.name:
+        return FIXED_MS
+    return FIXED_MS + memory / min(rate, CRIU_RATE) * 1000 + memory / CRIU_RATE * 1000
+
+
+def choose(request: Migrate, memory: int, link: Probed) -> Choice:
+    """The strategy that was asked for; for `auto` the safest that keeps to the request's `max_blackout_ms`.
+
+    Raises:
+        Refused: none does that may be taken.
+
+    """
+    auto = request.strategy is commands.Strategy.AUTO
+    names = [Cold.name] if auto else [str(request.strategy)]
+    if auto and request.allow_postcopy and not link.against_postcopy:
+        names.append(PostCopy.name)
+    at = f"{memory >> 20} MiB at {link.rate / (1 << 20):.0f} MiB/s"
+    limit = request.max_blackout_ms
+    too_long: list[str] = []
+    for name in names:
+        predicted = predicted_ms(name, memory, link.rate)
+        if limit is None or predicted <= limit:
+            why = "auto: the safest" if auto else "as asked"
+            fits = "" if limit is None else f", and within {limit} ms"
+            before = f"; {', '.join(too_long)}" if too_long else ""
+            return Choice(name, f"{why}{fits} ({predicted:.0f} ms predicted, {at}){before}", predicted)
+        too_long.append(f"{name} would take {predicted:.0f} ms")
+    hint = "allow a longer one"
+    if auto and len(names) == 1:
+        hint += f"; post-copy can't be had: {link.against_postcopy}" if link.against_postcopy else ""
+        hint += "" if request.allow_postcopy else ", or post-copy with its risk: --allow-postcopy (docs/strategies.md)"
+    raise Refused(
+        ErrorCode.BLACKOUT_TOO_LONG,
+        f"a blackout of at most {limit} ms can't be kept to: {', '.join(too_long)} ({at})",
+        hint=hint,
+    )
 
 
 def strategy_of(run: Run) -> Strategy:

@@ -16,6 +16,7 @@ def report(run: Run) -> MigrationReport:
         target_phases=run.target_phases,
         parts=tuple(run.parts),
         blackout_ms=figure.get("blackout_ms"),
+        predicted_blackout_ms=figure.get("predicted_ms"),
         total_ms=round(run.elapsed_ms(), 3),
         freeze_ms=figure.get("freeze_ms"),
         dump_ms=figure.get("dump_ms"),

@@ -189,13 +189,14 @@ class Sources:
 
     async def _story(self, run: Run, request: Migrate) -> None:
         subject = await preflight.examine(self._host, request, run.id)
-        run.strategy = choosing.strategy_for(request)
-        subject = subject.going_by(run.strategy)
-        await run.note_down(**subject.to_record(), strategy=run.strategy)
-        run.notes += subject.notes
-        strategy = choosing.strategies[run.strategy]()
         async with self._peers(request.to) as peer:
+            choice = choosing.choose(request, subject.memory_bytes, await peer.probe(run.id))
+            run.strategy, run.reason, run.figures["predicted_ms"] = choice.strategy, choice.reason, choice.predicted_ms
+            subject = subject.going_by(run.strategy)
+            await run.note_down(**subject.to_record(), strategy=run.strategy)
+            run.notes += subject.notes
             await run.note_down(peer_url=peer.url())
+            strategy = choosing.strategies[run.strategy]()
             following = strategy.carry(subject.memory(run, self._host, peer))
             async with beside(self._progress(run), leaving.tell_alive(peer, run), following):
                 await source.migrate(run, subject, self._host, peer, strategy)

@@ -33,6 +33,7 @@ from protocol.peer import (
     Manifest,
     Offer,
     Prepared,
+    Probed,
     Running,
     Staged,
 )
@@ -85,6 +86,16 @@ class Targets:
         self._work: set[asyncio.Task[Any]] = set()
 
     # --- PeerHandler ---
+
+    async def probe(self, peer: str, stream: Stream) -> Probed:
+        """How fast it comes, and what its source may want to know before it offers something."""
+        began, first = 0.0, 0
+        async for chunk in aiter(stream):
+            if not began:  # the beginning of a connection says nothing
+                began, first = time.monotonic(), len(chunk)
+        seconds = max(time.monotonic() - began, 1e-4) if began else 1.0
+        against = next(admission.against_postcopy(await self._host.engine()), None)
+        return Probed(rate=max(stream.bytes - first, 1) / seconds, against_postcopy=against.message if against else "")
 
     async def offer(self, peer: str, offer: Offer) -> Answer:
         return await self._apart(self._take(peer, offer))

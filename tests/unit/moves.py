@@ -31,6 +31,7 @@ from protocol.peer import (
     Manifest,
     Offer,
     Prepared,
+    Probed,
     Running,
     SentPart,
     Staged,
@@ -282,6 +283,10 @@ class FakePeer(Faults):
         await self._asked(name)
         size = sum([len(chunk) async for chunk in chunks])
         return SentPart(name=name, sha256="", bytes=size)
+
+    async def probe(self, migration: str) -> Probed:
+        await self._asked("probe")
+        return Probed(rate=1e9)
 
     async def offer(self, offer: Offer) -> Answer:
         await self._asked("offer")

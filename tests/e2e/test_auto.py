@@ -1,0 +1,39 @@
+"""`auto` takes what keeps to the blackout that is wanted, over the link that there is."""
+
+from lab.cluster import Cluster
+from lab.workloads import run_counter
+from protocol.commands import ReplyKind
+from protocol.errors import Consequence, ErrorCode
+from tests.e2e.support import clean, counts_on
+
+A, B = "a28", "b28"
+
+
+async def test_on_a_slow_link_only_post_copy_keeps_to_it_and_only_where_it_may(moves: Cluster) -> None:
+    name = "choosy"
+    run_counter(moves[A], name, mib=96)
+    try:
+        await counts_on(moves[A], name)
+        moves.lab.slow(B, "200mbit")
+        refused = await moves.migrate(name, A, B, max_blackout_ms=2500)
+        assert refused.error is not None
+        assert refused.error.code is ErrorCode.BLACKOUT_TOO_LONG, refused.error
+        assert refused.error.consequence is Consequence.UNTOUCHED
+        assert "--allow-postcopy" in refused.error.hint
+        reply = await moves.migrate(name, A, B, max_blackout_ms=2500, allow_postcopy=True)
+        assert reply.kind is ReplyKind.FINISHED, reply.error
+        assert reply.report is not None
+        assert reply.report.strategy == "postcopy", reply.report.reason
+        assert "cold would take" in reply.report.reason
+        assert reply.report.predicted_blackout_ms is not None
+        moves.lab.heal(B)
+        back = await moves.migrate(name, B, A)
+        assert back.report is not None
+        assert back.report.strategy == "cold"
+        assert "the safest" in back.report.reason
+        await counts_on(moves[A], name)
+        await clean(moves, A, B)
+    finally:
+        moves.lab.heal(B)
+        for host in (A, B):
+            moves[host].docker("rm", "--force", name, check=False)
