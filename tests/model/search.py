@@ -14,10 +14,11 @@ from typing import Generic, NamedTuple, TypeVar
 from agent.base.errors import IllegalMove
 from protocol.peer import DecisionKind
 from tests.model import invariants
+from tests.model.inert import inert
 from tests.model.rules import Rules
 from tests.model.source import SourceModel
 from tests.model.state import FAULTS, Between, Call, Dump, Kind, Pages, Source, Step, Target
-from tests.model.target import TargetModel, inert
+from tests.model.target import TargetModel
 
 H = TypeVar("H", bound=Hashable)
 

@@ -20,23 +20,6 @@ GIVES_UP = frozenset({Does.STAGE, Does.RESTORE})
 """Waits for the runtime, and not when a discard waits for it (target.Target.stop_waiting)."""
 
 
-CLOSED = ENDS[Role.TARGET]
-NO_EFFECT: dict[Call, frozenset[Phase]] = {
-    Call.OFFER: frozenset(Phase),
-    Call.STAGE: frozenset(Phase) - {Phase.RESERVED},
-    Call.PREPARE: frozenset(Phase) - {Phase.RESERVED, Phase.STAGED},
-    Call.GO: CLOSED,
-    Call.ARRIVED: frozenset(Phase),
-    Call.FORGET: CLOSED,
-    Call.DISCARD: CLOSED,
-}
-
-
-def inert(t: Target) -> tuple[frozenset[Call], bool]:
-    """Requests that can change nothing here any more, however late they come; and whether no answer can, either."""
-    return frozenset(call for call, phases in NO_EFFECT.items() if t.journal in phases), t.journal in CLOSED
-
-
 class TargetModel(Following):
     """Every step that a target can take."""
 
