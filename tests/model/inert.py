@@ -1,4 +1,4 @@
-"""Requests that come too late for a target to do anything about them: a link that carries them need not be looked at."""
+"""Requests that come too late for a target to do anything about them: what carries them need not be looked at."""
 
 from agent.migration.machine import ENDS, Role
 from protocol.status import Phase

@@ -20,6 +20,7 @@ from agent.migration.sources import Sources
 from agent.migration.target import Target
 from agent.migration.targets import Targets
 from agent.network import quiet
+from agent.strategy.cold import Cold
 from agent.strategy.dump import Dump
 from agent.strategy.postcopy import PostCopy
 
@@ -53,7 +54,11 @@ ORDER: list[tuple[Callable[..., Any], str]] = [
     (Run.enter, "move _put"),
     (Run.decide, "enter(Phase.COMMITTED) until_it_works _put"),
     (Run._put, "put to_the_end"),
-    (Dump.take, "run"),
+    (Dump.start, "start"),
+    (Dump.images_written, "over over"),
+    (Dump.take, "images_written over"),
+    (Dump.turn_away, "shut over scripts_in"),
+    (Cold.stop_serving, "turn_away"),
     (leaving.end_copy, "kill_frozen remove"),
     (leaving.tell_forget, "forget"),
     (leaving.wait_for_left_behind_dump, "criu_in criu_in"),
@@ -97,12 +102,13 @@ ORDER: list[tuple[Callable[..., Any], str]] = [
     (Target.prepare, "enter(Phase.RESTORING) say prove freeze enter(Phase.PREPARED)"),
     (Target.go, "_check_copy enter(Phase.RUNNING) _let_run note_down look"),
     (Target._check_copy, "enter(Phase.STRANDED)"),
-    (Target._let_run, "unlock release thaw"),
+    (Target._let_run, "_release"),
+    (Target._release, "unlock release thaw"),
     (Target.settle, "_clear_hand_over set_back start_as_docker_would"),
     (Target.forget, "go look end settle enter(Phase.DONE)"),
     (Following.look, "note_down hold note_down"),
     (Following.end, "kill_frozen"),
-    (PostCopy.stop_serving, "stop criu_in"),
+    (PostCopy.stop_serving, "shut stop criu_in"),
     (Target.discard, "_end_copy remove _clear_hand_over take_back enter(Phase.DISCARDED)"),
     (Target._end_copy, "stop say end"),
     (held.end, "criu_in kill drop unmount_all kill_frozen"),
