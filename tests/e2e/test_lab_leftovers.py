@@ -25,7 +25,8 @@ def left_of(name: str) -> list[str]:
     processes = []
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            if f"/transship-lab/{name}/" in (folder / "cgroup").read_text():
+            dead = "\nState:\tZ" in (folder / "status").read_text()  # v2 still shows its cgroup
+            if not dead and f"/{CGROUP}/{name}/" in (folder / "cgroup").read_text():
                 processes.append((folder / "cmdline").read_text())
     return [*mounts, *map(str, files), *processes]
 
