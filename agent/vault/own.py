@@ -65,8 +65,8 @@ async def _create_and_end(docker: Docker, state: Path, found: Container, name: s
             await docker_checkpoints.remove(docker, found.id, name)
             raise StepFailed(f"{found.name} was unpaused by somebody while its checkpoint was taken: it is of no use")
     except BaseException:
-        async with within(END_SECONDS, "taking it back"):
-            await to_the_end(kept.until_given_back(docker, state, found.id, given_up=True))
+        # no deadline: as long as a CRIU has it, to go on would ruin it, and a cancel must come out as one
+        await to_the_end(kept.until_given_back(docker, state, found.id, given_up=True))
         raise
     await to_the_end(_end(docker, found, group))
 
