@@ -125,6 +125,7 @@ class Agent:
         await self.host.journal.open()
         await self._server.start()  # first: where another agent has the port, the journal is that one's to take up
         self.vault.sweep()
+        self.natives.sweep()
         kept.sweep(self._settings.state_dir)
         await self._recover()
         self.inventory.on_event(self._docker_event)

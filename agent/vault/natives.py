@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import logging
 import re
+import shutil
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from agent.migration.preflight import image_ref
 from agent.migration.run import Run
 from agent.migration.sources import Peers, Sources
 from agent.vault import own
+from agent.vault.take import read_file
 from protocol.base import new_migration_id
 from protocol.errors import ErrorCode
 from protocol.peer import NativeOffer
@@ -34,7 +36,6 @@ FOLDER = "native"
 """Below the agent's folder: what is on its way to another host or from one."""
 COMING = re.compile(r".+\.native-(m-[0-9a-f]{16})")
 TAR_SECONDS = 3600.0
-CHUNK = 1 << 20
 
 
 class Natives:
@@ -95,7 +96,7 @@ class Natives:
             async with self._peers(to) as peer:
                 await peer.offer_native(offer)
                 await self._host.shell.run(*command, timeout=TAR_SECONDS)
-                await peer.send_native(offer.migration, _chunks(file))
+                await peer.send_native(offer.migration, read_file(file, file.stat().st_size))
 
     async def _offer(self, container: Container, name: str) -> NativeOffer:
         """Refused where it would start there without something that it has here."""
@@ -177,13 +178,17 @@ class Natives:
             await docker.remove(created, volumes=True)
             raise
 
+    def sweep(self) -> None:
+        """Remove the files that an agent before this one has left: what was in them is with the container still."""
+        shutil.rmtree(self._state / FOLDER, ignore_errors=True)
+
     def look(self) -> None:
-        """Remove what an agent before this one has left of those that were coming."""
-        task = asyncio.create_task(self._sweep(), name="sweep natives")
+        """Remove the containers that an agent before this one has left of those that were coming."""
+        task = asyncio.create_task(self._remove_left(), name="remove natives that were coming")
         self._looking.add(task)
         task.add_done_callback(self._looking.discard)
 
-    async def _sweep(self) -> None:
+    async def _remove_left(self) -> None:
         try:
             for found in await self._host.docker.list():
                 match = COMING.fullmatch(found.name)
@@ -197,9 +202,3 @@ class Natives:
         for task in list(self._looking):
             task.cancel()
         await asyncio.gather(*self._looking, return_exceptions=True)
-
-
-async def _chunks(file: Path) -> AsyncIterator[bytes]:
-    with file.open("rb") as tar:
-        while chunk := await asyncio.to_thread(tar.read, CHUNK):
-            yield chunk
