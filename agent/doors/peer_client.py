@@ -4,7 +4,6 @@ What the peer refused is raised here as the same class of error that it was ther
 """
 
 import asyncio
-import hashlib
 import json
 import logging
 import socket
@@ -20,6 +19,7 @@ from agent.base.config import Deadlines, PeerLink
 from agent.base.errors import Refused, TransferFailed, from_wire
 from agent.base.tasks import all_of
 from agent.doors.pages import HEARTBEAT_SECONDS, LARGEST_MESSAGE
+from agent.doors.peer_server import Stream
 from agent.doors.tls import client_context, watch_for_death
 from protocol.base import WireModel
 from protocol.errors import ErrorCode, ErrorInfo
@@ -192,21 +192,12 @@ class PeerClient:
             CorruptPart, StepFailed, Refused: what the peer made of it.
 
         """
-        digest = hashlib.sha256()
-        count = 0
-
-        async def hashed() -> AsyncIterator[bytes]:
-            nonlocal count
-            async for chunk in chunks:
-                digest.update(chunk)
-                count += len(chunk)
-                yield chunk
-
+        stream = Stream(chunks)
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=self._deadlines.connect, sock_read=None)
-        got = _parse(SentPart, await self._request("PUT", migration, what, hashed(), timeout))
-        mine = SentPart(name=name, sha256=digest.hexdigest(), bytes=count)
+        got = _parse(SentPart, await self._request("PUT", migration, what, stream, timeout))
+        mine = stream.part(name)
         if got != mine:
-            raise TransferFailed(f"{name} arrived changed: {got.bytes} of {count} bytes, or another hash")
+            raise TransferFailed(f"{name} arrived changed: {got.bytes} of {mine.bytes} bytes, or another hash")
         return mine
 
     def _base(self) -> str:

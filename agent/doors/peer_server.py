@@ -44,7 +44,7 @@ READ_BUFFER = 1 << 20
 
 
 class Stream:
-    """The body of a request as it comes, hashed and counted on the way."""
+    """The body of a request as it comes or goes, hashed and counted on the way."""
 
     def __init__(self, chunks: AsyncIterator[bytes]) -> None:
         self._chunks = chunks
