@@ -70,6 +70,24 @@ def dump_command(shadow_root: Path, images: Path, work: Path, container_id: str)
     )
 
 
+def lazy_dump_command(shadow_root: Path, images: Path, work: Path, container_id: str) -> tuple[str, ...]:
+    """The same, but that CRIU keeps the tasks' memory and serves it, over the page channel's socket, until it is asked
+    for no more or is hung up on. Needs `PAGE_SERVER_SOCKET` among its options.
+    """
+    command = dump_command(shadow_root, images, work, container_id)
+    # runc wants an address; CRIU uses the socket that it is given instead
+    lazy = ("--lazy-pages", "--page-server", "127.0.0.1:1", "--status-fd", str(pages.READY_FD))
+    return (*command[:-1], *lazy, command[-1])
+
+
+def lazy_pages_command(images: Path, work: Path) -> tuple[str, ...]:
+    """CRIU's daemon that answers the page faults of a restored container, over the page channel's socket."""
+    return (
+        *("criu", "lazy-pages", "--images-dir", str(images), "--work-dir", str(work), "--log-file", "lazy-pages.log"),
+        *("-v2", "--page-server", "--ps-socket", str(pages.PAGES_FD), "--status-fd", str(pages.READY_FD)),
+    )
+
+
 def tasks_in(images: Path) -> int:
     """How many tasks a dump has that live, by its own list of them.
 
@@ -107,24 +125,6 @@ def runc_state(container_id: str, roots: str = RUNC_ROOTS) -> Path:
     raise DumpFailed(
         "runc does not know the container",
         hint="only containers run by runc (or by transship's runtime) can be checkpointed",
-    )
-
-
-def lazy_dump_command(shadow_root: Path, images: Path, work: Path, container_id: str) -> tuple[str, ...]:
-    """The same, but that CRIU keeps the tasks' memory and serves it, over the page channel's socket, until it is asked
-    for no more or is hung up on. Needs `PAGE_SERVER_SOCKET` among its options.
-    """
-    command = dump_command(shadow_root, images, work, container_id)
-    # runc wants an address; CRIU uses the socket that it is given instead
-    lazy = ("--lazy-pages", "--page-server", "127.0.0.1:1", "--status-fd", str(pages.READY_FD))
-    return (*command[:-1], *lazy, command[-1])
-
-
-def lazy_pages_command(images: Path, work: Path) -> tuple[str, ...]:
-    """CRIU's daemon that answers the page faults of a restored container, over the page channel's socket."""
-    return (
-        *("criu", "lazy-pages", "--images-dir", str(images), "--work-dir", str(work), "--log-file", "lazy-pages.log"),
-        *("-v2", "--page-server", "--ps-socket", str(pages.PAGES_FD), "--status-fd", str(pages.READY_FD)),
     )
 
 

@@ -91,19 +91,20 @@ def criu_in(folder: Path) -> list[int]:
 
     `runc checkpoint` is called with it. CRIU is not: it is told over a socket, and goes there.
     """
-    return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit() and _is_criu_in(entry, folder)]
+    return _at_work_in(folder, ("runc", "criu", "hold.sh", "gate.sh"))
 
 
 def scripts_in(folder: Path, name: str) -> list[int]:
     """Every script of that name that CRIU has called and that is at work in a folder."""
-    return [
-        int(entry.name)
-        for entry in Path("/proc").iterdir()
-        if entry.name.isdigit() and _is_criu_in(entry, folder, (name,))
-    ]
+    return _at_work_in(folder, (name,))
 
 
-def _is_criu_in(process: Path, folder: Path, names: tuple[str, ...] = ("runc", "criu", "hold.sh", "gate.sh")) -> bool:
+def _at_work_in(folder: Path, names: tuple[str, ...]) -> list[int]:
+    processes = [entry for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+    return [int(process.name) for process in processes if _is_at_work_in(process, folder, names)]
+
+
+def _is_at_work_in(process: Path, folder: Path, names: tuple[str, ...]) -> bool:
     with contextlib.suppress(OSError):
         if (process / "comm").read_text().startswith(names):
             named = os.fsencode(f"{folder}/") in (process / "cmdline").read_bytes()
