@@ -14,8 +14,6 @@ from protocol.commands import ListMigrations
 from protocol.errors import ErrorCode
 from protocol.status import ENDED, ContainerStatus, Event, HostStatus, MigrationStatus, Phase
 
-EVENT_SECONDS = 10.0
-
 _STATE_STYLES = {"running": "green", "paused": "yellow", "restarting": "yellow", "dead": "red"}
 _PHASE_STYLES = {
     Phase.DONE: "green",

@@ -120,7 +120,6 @@ class LiveView:
         self._live = Live(get_renderable=self._render, console=self._console, refresh_per_second=12, transient=True)
 
     def begun(self, container: str, source: str, target: str) -> None:
-        self._container, self._target = container, target
         self._title = Text.assemble((container, "bold"), "  ", (source, "cyan"), " ━━▶ ", (target, "cyan"))
         self._live.start()
 
