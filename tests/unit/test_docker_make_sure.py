@@ -1,7 +1,5 @@
 """What the door asks of dockerd for each of its wishes; one that is fulfilled already is no error."""
 
-import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +7,7 @@ from aiohttp import web
 
 from agent.base.errors import DockerFailed
 from agent.doors.docker import Docker
-from tests.unit import pretended_dockerd
+from tests.unit import pretended_dockerd, recorded
 from tests.unit.pretended_dockerd import Dockerd
 
 dockerd = pytest.fixture(pretended_dockerd.dockerd)
@@ -68,7 +66,7 @@ async def test_only_the_restart_policy_is_updated(dockerd: Dockerd, docker: Dock
 
 
 async def test_only_running_execs_are_told(dockerd: Dockerd, docker: Docker) -> None:
-    raw = json.loads((Path(__file__).parent / "data" / "inspect-docker28.json").read_text())["containers"]["plain"]
+    raw = recorded.SAID["docker28"]["containers"]["plain"]
     dockerd.on("GET /containers/plain/json", {**raw, "ExecIDs": ["a", "b", "c"]})
     process = {"entrypoint": "sh", "arguments": ["-c", "sleep 9"]}
     dockerd.on("GET /exec/a/json", {"ID": "a", "Running": True, "Pid": 42, "ProcessConfig": process})

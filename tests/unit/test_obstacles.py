@@ -1,14 +1,10 @@
 """What stands against a move, one thing at a time: each is named, and nothing else is."""
 
-import copy
-import json
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from agent.doors import docker_model
 from agent.doors.docker_model import Container, Exec, Summary
 from agent.migration import view as views
 from agent.migration.obstacles import belongings_against, bound_against, obstacles, shared_volumes, warnings
@@ -16,21 +12,13 @@ from agent.migration.view import OpenFile, Process, UnixSocket, View
 from agent.network.sockets import Bound
 from protocol.errors import ErrorCode
 from protocol.peer import Network, Volume
+from tests.unit import recorded
 
-DATA = Path(__file__).parent / "data"
-SAID: dict[str, Any] = json.loads((DATA / "inspect-docker28.json").read_text())["containers"]
 SPACES = {name: f"{name}:[1]" for name in views.NAMESPACES}
 
 
 def container(name: str = "plain", **changes: Any) -> Container:
-    raw = copy.deepcopy(SAID[name])
-    for path, value in changes.items():
-        *above, last = path.split("__")
-        node = raw
-        for key in above:
-            node = node[key]
-        node[last] = value
-    return docker_model.container(raw)
+    return recorded.container("docker28", name, **changes)
 
 
 def process(pid: int = 100, **changes: Any) -> Process:
@@ -50,7 +38,7 @@ def messages(found: Container, view: View | None = None, execs: tuple[Exec, ...]
     return [reason.message for reason in obstacles(found, view or look(), execs)]
 
 
-@pytest.mark.parametrize("name", sorted(SAID))
+@pytest.mark.parametrize("name", sorted(recorded.SAID["docker28"]["containers"]))
 def test_nothing_stands_against_an_ordinary_container(name: str) -> None:
     assert messages(container(name)) == []
 
