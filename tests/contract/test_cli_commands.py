@@ -10,7 +10,7 @@ from agent.cli import commands, listing
 from agent.cli.controller import Controller
 from agent.cli.output import OK, Out
 from protocol.status import HostStatus, MigrationStatus, Phase
-from tests.contract.cli_support import PATIENCE, lines, moved
+from tests.contract.cli_support import PATIENCE, held, lines, moved
 from tests.contract.conftest import Mosquitto
 from tests.contract.stories import StoryHost
 
@@ -37,11 +37,8 @@ async def test_ps_of_an_unknown_host_is_refused(controller: Controller) -> None:
 async def test_migrations_show_why_one_needs_a_person(
     controller: Controller, node_a: StoryHost, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    node_a.hold = Phase.COMMITTED
     node_a.doubt = "node-b has not confirmed"
-    assert await moved(controller, detach=True) == OK
-    async with asyncio.timeout(PATIENCE):
-        await node_a.held.wait()
+    await held(controller, node_a, Phase.COMMITTED)
     capsys.readouterr()
     assert await listing.migrations(controller, Out(as_json=True)) == OK
     [one] = lines(capsys)
@@ -55,11 +52,7 @@ async def test_migrations_show_why_one_needs_a_person(
 async def test_cancel_asks_the_source(
     controller: Controller, node_a: StoryHost, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    node_a.hold = Phase.COPYING
-    assert await moved(controller, detach=True) == OK
-    [migration] = node_a.open
-    async with asyncio.timeout(PATIENCE):
-        await node_a.held.wait()
+    migration = await held(controller, node_a, Phase.COPYING)
     assert await commands.cancel(controller, Out(as_json=True), migration, None) == OK
     assert node_a.commands[-1].kind == "cancel"
     node_a.go.set()
@@ -80,12 +73,8 @@ async def test_cancel_of_what_nobody_knows_is_refused(controller: Controller, mi
 async def test_resolve_says_what_it_risks_and_is_not_done_unconfirmed(
     controller: Controller, node_a: StoryHost, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    node_a.hold = Phase.COMMITTED
     node_a.doubt = "node-b has not confirmed"
-    assert await moved(controller, detach=True) == OK
-    [migration] = node_a.open
-    async with asyncio.timeout(PATIENCE):
-        await node_a.held.wait()
+    migration = await held(controller, node_a, Phase.COMMITTED)
     with pytest.raises(Refused, match="not confirmed"):
         await commands.resolve(controller, Out(as_json=True), migration, "abort", None, sure=False)
     capsys.readouterr()
@@ -105,14 +94,10 @@ async def test_resolve_says_what_it_risks_and_is_not_done_unconfirmed(
 async def test_resolve_goes_to_the_target_where_the_source_is_gone(
     mosquitto: Mosquitto, node_a: StoryHost, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    node_a.hold = Phase.COMMITTED
     node_b = StoryHost("node-b", mosquitto.settings)
     async with node_b.running(), Controller(mosquitto.settings) as controller:
         async with node_a.running():
-            assert await moved(controller, detach=True) == OK
-            async with asyncio.timeout(PATIENCE):
-                await node_a.held.wait()
-            [migration] = node_a.open
+            migration = await held(controller, node_a, Phase.COMMITTED)
         assert await commands.resolve(controller, Out(as_json=True), migration, "commit", None, sure=True) == OK
     assert node_b.commands[-1].kind == "resolve"
 
