@@ -5,7 +5,7 @@ import subprocess
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import pytest
 
@@ -15,6 +15,8 @@ from agent.migration import choosing, leaving, preflight
 from agent.migration.machine import Role
 from agent.migration.run import Run
 from agent.migration.sources import Sources
+from agent.migration.subject import Subject
+from protocol.errors import ErrorCode
 from protocol.status import Phase
 from tests.unit import moves
 from tests.unit.moves import CONTAINER, SOURCE, FakeDocker, FakeJournal, FakePeer, FakeShell, FakeStrategy, FakeWatching
@@ -65,6 +67,12 @@ class World:
         async with asyncio.timeout(moves.WATCHDOG_SECONDS):
             return await self.ended
 
+    async def failure(self) -> ErrorCode:
+        """The code of the error that it has ended with."""
+        error = await self.end()
+        assert error is not None
+        return error.code
+
     async def all_ended(self) -> None:
         async with asyncio.timeout(moves.WATCHDOG_SECONDS):
             await asyncio.gather(*(move.task for move in self.sources._moves.values() if move.task))
@@ -84,16 +92,28 @@ class World:
         return self.docker.running and not moves.is_frozen(self.folder / "cgroup")
 
 
-async def world(tmp_path: Path, program: int, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
-    world = World(tmp_path, program)
+class Host(Protocol):
+    """What stands for a host with one container."""
 
-    async def examine(*_: object) -> Any:
-        return world.subject
+    folder: Path
+    subject: Subject
+
+
+def without_a_container(monkeypatch: pytest.MonkeyPatch, host: Host) -> None:
+    """Have the host's subject found where its container would be looked at, and dumped by nobody."""
+
+    async def examine(*_: object) -> Subject:
+        return host.subject
 
     monkeypatch.setattr(preflight, "examine", examine)
     monkeypatch.setitem(choosing.strategies, "cold", FakeStrategy)
-    monkeypatch.setattr(leaving, "DUMPS", tmp_path)
+    monkeypatch.setattr(leaving, "DUMPS", host.folder)
     moves.of_its_own_network(monkeypatch)
+
+
+async def world(tmp_path: Path, program: int, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
+    world = World(tmp_path, program)
+    without_a_container(monkeypatch, world)
     await world.journal.open()
     yield world
     await world.sources.close()

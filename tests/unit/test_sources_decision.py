@@ -48,9 +48,7 @@ async def test_a_cancel_in_the_middle_of_a_write_finds_the_run_where_its_journal
         run = await world.start()
         await writing.wait()
         world.sources.cancel(run.id)
-    error = await world.end()
-    assert error is not None
-    assert error.code is ErrorCode.CANCELLED
+    assert await world.failure() is ErrorCode.CANCELLED
     assert world.journal.phases == [Phase.PLANNED, Phase.RESERVED, ROLLED_BACK]
 
 

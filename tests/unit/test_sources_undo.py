@@ -31,9 +31,7 @@ async def test_an_undo_that_fails_is_tried_until_the_container_is_as_it_was(
 ) -> None:
     dump_fails(monkeypatch, lambda: world.docker.failing.update(policy=3))
     await world.start()
-    error = await world.end()
-    assert error is not None
-    assert error.code is ErrorCode.STRANDED
+    assert await world.failure() is ErrorCode.STRANDED
     await world.all_ended()
     assert world.journal.phases[-2:] == [STRANDED, ROLLED_BACK]
     assert world.runs
@@ -64,9 +62,7 @@ async def test_an_end_that_can_not_be_written_is_written_later(world: World, mon
     dump_fails(monkeypatch)
     world.journal.faults.failing.update({ROLLED_BACK: 3})
     await world.start()
-    error = await world.end()
-    assert error is not None
-    assert error.code is ErrorCode.DUMP_FAILED
+    assert await world.failure() is ErrorCode.DUMP_FAILED
     assert world.journal.phases[-1] == ROLLED_BACK
 
 
@@ -87,9 +83,7 @@ async def test_a_slow_peer_does_not_make_an_undo_fail(world: World, monkeypatch:
     monkeypatch.setattr(leaving, "DISCARD_SECONDS", 0.01)
     async with world.peer.held("discard"):
         await world.start()
-        error = await world.end()
-    assert error is not None
-    assert error.code is ErrorCode.DUMP_FAILED
+        assert await world.failure() is ErrorCode.DUMP_FAILED
     assert world.journal.phases[-1] == ROLLED_BACK
 
 
@@ -97,9 +91,7 @@ async def test_a_dump_that_takes_too_long_is_taken_back(world: World) -> None:
     world.sources._host = replace(world.sources._host, settings=moves.settings(dump=0.01))
     async with world.peer.held("printed"):
         await world.start()
-        error = await world.end()
-    assert error is not None
-    assert error.code is ErrorCode.STEP_TIMEOUT
+        assert await world.failure() is ErrorCode.STEP_TIMEOUT
     assert world.runs
 
 

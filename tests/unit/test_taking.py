@@ -1,9 +1,8 @@
 """A checkpoint when things fail at the worst moment: nothing is left frozen, and nothing is ended that is not kept."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
-from subprocess import Popen
 from typing import Any, cast
 
 import pytest
@@ -14,7 +13,7 @@ from agent.base.shell import Shell
 from agent.checkpoint import freezer
 from agent.doors.docker import Docker
 from agent.doors.peer_client import PeerClient
-from agent.migration import choosing, kept, leaving, preflight, source
+from agent.migration import kept, preflight, source
 from agent.migration.host import Host
 from agent.migration.machine import Role
 from agent.migration.sources import Sources
@@ -25,8 +24,9 @@ from agent.vault.vault import Outcome, Vault
 from protocol.commands import Checkpoint
 from protocol.errors import ErrorCode
 from protocol.status import Phase
-from tests.unit import moves
-from tests.unit.moves import CONTAINER, SOURCE, FakeDocker, FakeJournal, FakePeer, FakeShell, FakeStrategy, FakeWatching
+from tests.unit import moves, source_host
+from tests.unit.moves import CONTAINER, SOURCE, FakeDocker, FakeJournal, FakePeer, FakeShell, FakeWatching
+from tests.unit.source_host import without_a_container
 
 FROZEN = str(Phase.FROZEN)
 
@@ -77,13 +77,7 @@ class World:
         return [path.name for path in self.archives.iterdir()] if self.archives.exists() else []
 
 
-@pytest.fixture
-def program() -> Iterator[int]:
-    with Popen(["sleep", "600"]) as process:
-        try:
-            yield process.pid
-        finally:
-            process.kill()
+program = pytest.fixture(source_host.program)
 
 
 class NoDump:
@@ -101,8 +95,7 @@ class NoDump:
 async def world(tmp_path: Path, program: int, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
     world = World(tmp_path, program)
 
-    async def examine(*_: object) -> Any:
-        return world.subject
+    without_a_container(monkeypatch, world)
 
     async def nothing(*_: object) -> None: ...
 
@@ -114,16 +107,12 @@ async def world(tmp_path: Path, program: int, monkeypatch: pytest.MonkeyPatch) -
     async def words(*_: object) -> bytes:
         return b""
 
-    monkeypatch.setattr(preflight, "examine", examine)
     for name in ("write_head", "alone", "lengths", "write_trees", "write_images"):
         monkeypatch.setattr(take, name, nothing)
     monkeypatch.setattr(take, "last_words", words)
     monkeypatch.setattr(take, "Dump", NoDump)
     monkeypatch.setattr(source, "hold", hold)
     monkeypatch.setattr(freezer, "kill_frozen", world.kill)
-    monkeypatch.setitem(choosing.strategies, "cold", FakeStrategy)
-    monkeypatch.setattr(leaving, "DUMPS", tmp_path)
-    moves.of_its_own_network(monkeypatch)
     await world.journal.open()
     yield world
     await world.vault.close()
