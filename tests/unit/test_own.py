@@ -1,4 +1,4 @@
-"""Docker's own checkpoints, when one that ends its container is given up: it goes on, and whoever gave it up hears so."""
+"""Docker's own checkpoint that ends its container is given up: that goes on, and whoever gave it up hears so."""
 
 import asyncio
 from pathlib import Path
