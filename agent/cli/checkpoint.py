@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from agent.base import config
+from agent.base.durable import publish
 from agent.base.errors import Refused, StepFailed, from_wire
 from agent.base.tasks import in_own_thread
 from agent.cli import finding
@@ -292,10 +293,7 @@ class _File:
         os.fchmod(self.fd, 0o600)
         os.fsync(self.fd)
         os.close(self.fd)
-        self._part.rename(self._path)
-        folder = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        os.fsync(folder)
-        os.close(folder)
+        publish(self._part, self._path)
 
     def forget(self) -> None:
         if self._path is not None:

@@ -19,6 +19,7 @@ from typing import Protocol
 
 from agent.archive import pipeline
 from agent.archive.pipeline import Compression, Output
+from agent.base.durable import publish
 from agent.base.errors import Refused, StepFailed, TransferFailed
 from agent.base.tasks import to_the_end
 from agent.vault.store import Store
@@ -81,12 +82,7 @@ class InStore:
 
     def _list(self, info: CheckpointInfo) -> None:
         self._store.note(info)  # first: with its name the archive is complete, and known
-        self._part.rename(self._path)
-        folder = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        publish(self._part, self._path)
 
     async def drop(self) -> None:
         self._path.unlink(missing_ok=True)
