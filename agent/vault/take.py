@@ -196,7 +196,7 @@ def bind_mounts(subject: Subject) -> list[dict[str, object]]:
     return found
 
 
-def _kept(subject: Subject) -> Iterator[tuple[str, Tree]]:
+def _archived(subject: Subject) -> Iterator[tuple[str, Tree]]:
     """The trees that go into the archive. Not what is mounted from the host: that is the host's."""
     for tree in subject.trees:
         if tree.name.startswith("volume:"):
@@ -208,11 +208,11 @@ def _kept(subject: Subject) -> Iterator[tuple[str, Tree]]:
 
 async def lengths(subject: Subject) -> dict[str, int]:
     """How long the stream of each tree will be. A tar has to say so first, and nothing changes while all is frozen."""
-    return {member: await asyncio.to_thread(pack.length, tree.source) for member, tree in _kept(subject)}
+    return {member: await asyncio.to_thread(pack.length, tree.source) for member, tree in _archived(subject)}
 
 
 async def write_trees(writer: ArchiveWriter, subject: Subject, sizes: dict[str, int]) -> None:
-    for member, tree in _kept(subject):
+    for member, tree in _archived(subject):
         async with packed(tree.source, live=False) as stream:
             await writer.member(member, sizes[member], stream)
         if member == layout.ROOT:
