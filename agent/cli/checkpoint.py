@@ -14,16 +14,14 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
-
-from pydantic import ValidationError
+from typing import Any
 
 from agent.base import config
 from agent.base.durable import publish
 from agent.base.errors import Refused, StepFailed, from_wire
 from agent.base.tasks import in_own_thread
 from agent.cli import finding
-from agent.cli.controller import Controller
+from agent.cli.controller import Controller, checked
 from agent.cli.listing import known
 from agent.cli.output import OK, Out, duration, size
 from agent.vault.places import ACK, DATA, KEPT, KEY, PIPES
@@ -33,14 +31,11 @@ from protocol.commands import (
     Checkpoint,
     Command,
     ListCheckpoints,
-    PinCheckpoint,
-    RemoveCheckpoint,
     Reply,
     ReplyKind,
     Restore,
 )
 from protocol.errors import ErrorCode
-from protocol.reading import explain
 
 CHUNK = 1 << 20
 
@@ -169,17 +164,6 @@ def local_host() -> str:
     with contextlib.suppress(ValueError, OSError):
         return config.load(Path(os.environ.get("TRANSSHIP_CONFIG", config.DEFAULT_FILE))).host
     return os.uname().nodename.split(".")[0].lower()
-
-
-C = TypeVar("C", Checkpoint, Restore, RemoveCheckpoint, PinCheckpoint)
-
-
-def checked(kind: type[C], **fields: object) -> C:
-    """A new command."""
-    try:
-        return kind.model_validate({"id": new_command_id(), **fields})
-    except ValidationError as error:
-        raise Refused(ErrorCode.BAD_COMMAND, "; ".join(explain(error))) from None
 
 
 async def _last(controller: Controller, host: str, command: Command) -> Reply:

@@ -11,14 +11,16 @@ from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Final, Self, TypeVar
 
+from pydantic import ValidationError
+
 from agent.base import config
 from agent.base.errors import AgentError, Refused, from_wire
 from agent.doors.mqtt_link import BrokerUnavailable, Incoming, Link, connect, matches
 from protocol import topics
-from protocol.base import WireModel
+from protocol.base import WireModel, new_command_id
 from protocol.commands import Command, Reply, ReplyKind
 from protocol.errors import Consequence, ErrorCode
-from protocol.reading import Unreadable, read
+from protocol.reading import Unreadable, explain, read
 from protocol.status import ENDED, ContainerStatus, Event, HostStatus, MigrationStatus
 
 ANSWER_SECONDS: Final = 15.0
@@ -36,6 +38,19 @@ class NoAnswer(AgentError):
 
     code = ErrorCode.NO_ANSWER
     consequence = Consequence.IN_DOUBT
+
+
+def checked(kind: type[M], **fields: object) -> M:
+    """A new command.
+
+    Raises:
+        Refused: a field of it says what none may.
+
+    """
+    try:
+        return kind.model_validate({"id": new_command_id(), **fields})
+    except ValidationError as error:
+        raise Refused(ErrorCode.BAD_COMMAND, "; ".join(explain(error))) from None
 
 
 class _Anew(Exception):

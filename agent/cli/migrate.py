@@ -6,19 +6,15 @@ from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from typing import cast
 
-from pydantic import ValidationError
-
 from agent.base.errors import AgentError, Refused, from_wire
 from agent.cli import finding
 from agent.cli.commands import bytes_a_second
-from agent.cli.controller import Controller, NoAnswer
+from agent.cli.controller import Controller, NoAnswer, checked
 from agent.cli.listing import known
 from agent.cli.output import FAILED, IN_DOUBT, OK, REFUSED, Out, exit_code
 from agent.cli.progress import View, view
-from protocol.base import new_command_id
 from protocol.commands import Migrate, Reply, ReplyKind
 from protocol.errors import Consequence, ErrorCode, ErrorInfo
-from protocol.reading import explain
 from protocol.status import ENDED, MigrationReport, MigrationStatus, Phase
 
 LAST_REPLY_SECONDS = 3.0
@@ -99,23 +95,18 @@ async def _source(controller: Controller, wanted: Wanted) -> tuple[str, str]:
 
 
 def _command(wanted: Wanted, name: str) -> Migrate:
-    try:
-        return Migrate.model_validate(
-            {
-                "id": new_command_id(),
-                "container": name,
-                "to": wanted.to,
-                "strategy": wanted.strategy,
-                "tcp": wanted.tcp,
-                "execs": wanted.execs,
-                "source": "keep" if wanted.keep_source else "remove",
-                "max_blackout_ms": wanted.max_blackout_ms,
-                "allow_postcopy": wanted.allow_postcopy,
-                "bandwidth": bytes_a_second(wanted.bandwidth),
-            }
-        )
-    except ValidationError as error:
-        raise Refused(ErrorCode.BAD_COMMAND, "; ".join(explain(error))) from None
+    return checked(
+        Migrate,
+        container=name,
+        to=wanted.to,
+        strategy=wanted.strategy,
+        tcp=wanted.tcp,
+        execs=wanted.execs,
+        source="keep" if wanted.keep_source else "remove",
+        max_blackout_ms=wanted.max_blackout_ms,
+        allow_postcopy=wanted.allow_postcopy,
+        bandwidth=bytes_a_second(wanted.bandwidth),
+    )
 
 
 async def _follow(

@@ -1,8 +1,8 @@
 """`transship checkpoints`: what is in the hosts' own folders; remove one, pin one."""
 
 from agent.base.errors import Refused
-from agent.cli.checkpoint import checked, holder
-from agent.cli.controller import Controller
+from agent.cli.checkpoint import holder
+from agent.cli.controller import Controller, checked
 from agent.cli.listing import ago
 from agent.cli.output import OK, Out, size
 from protocol.base import new_command_id
