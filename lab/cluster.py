@@ -41,14 +41,15 @@ class Cluster:
         agent: Mapping[str, Any] | None = None,
         say: Callable[[str], None] = lambda line: None,
     ) -> Self:
-        """Bring a lab up and an agent on each host; `agent` goes into every agent's configuration."""
+        """Bring a lab up and an agent on each host; `agent` is in every agent's configuration, whenever it starts."""
         lab = Lab.up(name, list(specs), mode=mode)
         cluster = cls(lab)
         try:
             for host in lab.hosts.values():
                 say(f"{host.name}: transship setup; transship agent")
                 host.run([TRANSSHIP, "setup"], timeout=60)
-                host.start_agent(config=_deadlines() | dict(agent or {}))
+                host.agent.always(_deadlines() | dict(agent or {}))
+                host.start_agent()
             asyncio.run(cluster.until_ready())
         except BaseException:
             lab.down()

@@ -77,16 +77,30 @@ class AgentService:
         ready: Callable[[], bool] | None = None,
         timeout: float = 30,
     ) -> None:
-        """Write the configuration (the lab's, overridden table by table by `config`) and start the agent.
+        """Write the configuration (the lab's, over it that of `always` and `config`, table by table) and start it.
 
         With `ready` it returns when that says so, and raises with the agent's log if the agent ends before.
         """
         if self.running():
             raise LabError(f"the agent on {self.node.name} is already running")
-        self.node.write(CONFIGURATION, to_toml(merge(self.configuration(), config or {})), 0o600)
+        written = merge(merge(self.configuration(), self._read_always()), config or {})
+        self.node.write(CONFIGURATION, to_toml(written), 0o600)
         self.node.spawn(_DAEMON, [PROGRAM, "agent", "-v"], env=extra_env)
         if ready is not None:
             self.node.wait_for_daemon(_DAEMON, ready, timeout)
+
+    def always(self, config: Mapping[str, Any]) -> None:
+        """Put this into the configuration at every start from now on."""
+        self._always.write_text(json.dumps(dict(config)))
+
+    def _read_always(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self._always.read_text()) if self._always.exists() else {}
+        return found
+
+    @property
+    def _always(self) -> Path:
+        # outside of the host, so that it's there also for who loads the lab
+        return self.node.place / "agent.json"
 
     def configuration(self) -> dict[str, Any]:
         """Build what every agent of the lab needs to know; the rest is at its default, certificates included."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from lab.cluster import Cluster
 from lab.host import Host
-from tests.e2e.archives import KEEPS_AGENT, run
+from tests.e2e.archives import run
 
 
 @asynccontextmanager
@@ -24,7 +24,7 @@ async def configured(cluster: Cluster, host: str, **checkpoints: Any) -> AsyncIt
         yield
     finally:
         here.stop_agent()
-        here.start_agent(config=KEEPS_AGENT)
+        here.start_agent()
         await cluster.until_ready()
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from lab.cluster import Cluster
 from lab.workloads import run_counter
-from tests.e2e.archives import KEEPS_AGENT, Typed, last_logged, policy, remove, run, state, typed
+from tests.e2e.archives import Typed, last_logged, policy, remove, run, state, typed
 from tests.e2e.checkpoint_support import Watch, archives, dumped, frozen
 from tests.e2e.support import clean, counts_on, until
 
@@ -28,7 +28,7 @@ async def test_an_agent_that_is_killed_while_it_stands_still_lets_it_go_on(keeps
         await until(lambda: dumped(keeps, host) and frozen(here, found), "it is dumped and stands still")
         here.kill_agent()
         assert frozen(here, found), "nobody lets it go while the agent is away"
-        here.start_agent(config=KEEPS_AGENT)
+        here.start_agent()
         await keeps.until_ready()
         await until(lambda: not frozen(here, found), "the agent takes it back")
         await counts_on(here, name)
@@ -64,7 +64,7 @@ async def test_an_agent_that_is_killed_meanwhile_leaves_it_running_or_checkpoint
         started.append(typed(keeps, host, f"transship checkpoint {name} {'-R' if leave_running else ''} >/dev/null"))
         await watch.until(moment)
         here.kill_agent()
-        here.start_agent(config=KEEPS_AGENT)
+        here.start_agent()
         await keeps.until_ready()
         await clean(keeps, host)
         listed, noted, parts = archives(here)

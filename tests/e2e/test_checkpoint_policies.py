@@ -4,7 +4,7 @@ import pytest
 
 from lab.cluster import Cluster
 from lab.workloads import run_counter
-from tests.e2e.archives import KEEPS_AGENT, last_logged, policy, remove, run, said, state
+from tests.e2e.archives import last_logged, policy, remove, run, said, state
 from tests.e2e.support import counts_on, until
 
 HOSTS = ["a26", "b28"]
@@ -52,10 +52,10 @@ async def test_one_that_is_started_while_no_agent_is_there_has_it_with_the_agent
         here.stop_agent()
         here.docker("start", name)
         assert policy(here, name) == "no"
-        here.start_agent(config=KEEPS_AGENT)
+        here.start_agent()
         await keeps.until_ready()
         await until(lambda: policy(here, name) == "always", "it has its own again")
     finally:
         if not here.agent.running():
-            here.start_agent(config=KEEPS_AGENT)
+            here.start_agent()
         remove(here, name)

@@ -13,7 +13,7 @@ from lab.host import Host
 from lab.macvlan import Place
 from lab.shell import PIPE, Process, end
 from protocol.errors import ErrorCode
-from tests.e2e.fidelity import PAIR_AGENT, idle, inspect, move, notes, remove, stays
+from tests.e2e.fidelity import idle, inspect, move, notes, remove, stays
 from tests.e2e.support import clean, until
 
 NAME = "wanderer"
@@ -216,7 +216,7 @@ async def test_policies_of_the_target(pair: Cluster) -> None:
     here, there = pair["a26"], pair["b28"]
     policies = {"network_policy": "require", "port_policy": "remap"}
     there.stop_agent()
-    there.start_agent(config={**policies, "limits": {"migrations": 8}})
+    there.start_agent(config=policies)
     try:
         await pair.until_ready()
         here.docker("network", "create", "inner")
@@ -234,7 +234,7 @@ async def test_policies_of_the_target(pair: Cluster) -> None:
         assert await until_answers(pair, f"http://{there.node.address.v4}:{port}/") == said
     finally:
         there.stop_agent()
-        there.start_agent(config=PAIR_AGENT)
+        there.start_agent()
         await pair.until_ready()
         forget(pair, "inner")
 

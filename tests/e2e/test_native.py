@@ -9,7 +9,7 @@ from lab.workloads import run_counter
 from protocol.base import new_command_id
 from protocol.commands import NativeCreate, NativeList, NativeRemove, NativeStart, Reply, ReplyKind
 from protocol.errors import ErrorCode
-from tests.e2e.archives import KEEPS_AGENT, copy, last_logged, policy, remove, run, said, state, typed
+from tests.e2e.archives import copy, last_logged, policy, remove, run, said, state, typed
 from tests.e2e.support import clean, counts_on, until
 
 
@@ -145,7 +145,7 @@ async def test_over_mqtt_an_agent_that_is_killed_meanwhile_has_no_second_one_sta
         asking = asyncio.create_task(asked(keeps, "a26", NativeCreate, container=name, name="taken"))
         await until(checkpoint.exists, "dockerd has begun")
         here.kill_agent()
-        here.start_agent(config=KEEPS_AGENT)
+        here.start_agent()
         await keeps.until_ready()
         asking.cancel()
         await asyncio.gather(asking, return_exceptions=True)
@@ -232,7 +232,7 @@ async def test_what_was_coming_when_its_agent_ended_is_removed(keeps: Cluster) -
         there.ensure_image("py")
         there.kill_agent()
         there.docker("create", "--name", name, "py", "true")
-        there.start_agent(config=KEEPS_AGENT)
+        there.start_agent()
         await until(lambda: state(there, name) == "", "it is removed")
         await keeps.until_ready()
     finally:
