@@ -8,7 +8,6 @@ Once made, an archive is the same for all hosts: equal image ids, equal layer di
 import hashlib
 import io
 import json
-import os
 import platform
 import shutil
 import tarfile
@@ -61,12 +60,7 @@ def ensure(name: str) -> Path:
     roots.ensure(with_docker28=False)
     recipe = "\0".join([_VERSION, name, roots.base().key, *_ZOO, _ZOO_SETUP])
     archive = roots.cache_folder() / "images" / f"{name}-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}.tar"
-    if not archive.exists():
-        with roots.build_lock() as lock:
-            if not archive.exists():
-                _build(name, maker, archive, lock)
-    os.utime(archive)  # the time of last use
-    return archive
+    return roots.make_once(archive, lambda lock: _build(name, maker, archive, lock))
 
 
 def _build(name: str, maker: "_Maker", archive: Path, lock: int) -> None:

@@ -13,7 +13,7 @@ import shutil
 import sys
 import time
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,12 +132,18 @@ def on_top(name: str, recipe: str) -> Layer:
 def ensure_layer(layer: Layer) -> Layer:
     """Make a layer that only some need, if it is not cached."""
     ensure(with_docker28=False)
-    if not layer.folder.is_dir():
-        with build_lock() as lock:
-            if not layer.folder.is_dir():
-                _build(layer, lock)
-    os.utime(layer.folder)
+    make_once(layer.folder, lambda lock: _build(layer, lock))
     return layer
+
+
+def make_once(path: Path, make: Callable[[int], None]) -> Path:
+    """Make a thing of the cache that is not there, one process at a time; `make` gets the lock for its commands."""
+    if not path.exists():
+        with build_lock() as lock:
+            if not path.exists():
+                make(lock)
+    os.utime(path)  # the time of last use
+    return path
 
 
 def ensure(*, with_docker28: bool) -> dict[str, tuple[Path, ...]]:

@@ -6,7 +6,6 @@ nothing is downloaded or built inside.
 """
 
 import hashlib
-import os
 import platform
 import shutil
 from dataclasses import dataclass
@@ -96,11 +95,7 @@ def ensure() -> Image:
     recipe = [top.key, _MAKE_DISK, _SIZE, *sorted(inside), *_files().values()]
     key = hashlib.sha256("\0".join(recipe).encode()).hexdigest()[:12]
     disk = roots.cache_folder() / "disks" / f"vm-{key}.img"
-    if not disk.exists():
-        with roots.build_lock() as lock:
-            if not disk.exists():
-                _make_disk(disk, top, inside, lock)
-    os.utime(disk)  # the time of last use
+    roots.make_once(disk, lambda lock: _make_disk(disk, top, inside, lock))
     [kernel], [initrd] = top.folder.glob("boot/vmlinuz-*"), top.folder.glob("boot/initrd.img-*")
     return Image(disk, kernel, initrd)
 
