@@ -1,41 +1,13 @@
 """The spec against real engines: every container of the table, described on one, is created the same on another."""
 
-import json
-from pathlib import Path
-from typing import Any
-
 import pytest
 
 from agent.doors.docker import Docker
 from agent.doors.docker_model import Container
 from agent.migration import fields, fitting, spec
-from lab import Host, Lab
+from lab import Lab
 from tests.e2e.engines import door
-
-CHECKOUT = Path(__file__).parents[2]
-TABLE: dict[str, Any] = json.loads((CHECKOUT / "tests/unit/data/containers.json").read_text())
-
-
-def make(host: Host) -> None:
-    for name, lines in TABLE["images"].items():
-        source = host.docker("create", "busybox", "true").strip()
-        host.docker("commit", *(word for line in lines for word in ("--change", line)), source, name)
-        host.docker("rm", source)
-    for name, options in TABLE["networks"].items():
-        host.docker("network", "create", *options, name)
-    for name, options in TABLE["volumes"].items():
-        host.docker("volume", "create", *options, name)
-    for options in TABLE["containers"].values():
-        host.docker("run", "--detach", *options)
-    for network, name, *options in TABLE["connect"]:
-        host.docker("network", "connect", *options, network, name)
-
-
-def clear(host: Host) -> None:
-    host.run(["docker", "rm", "--force", "--volumes", *TABLE["containers"]], check=False)
-    host.run(["sh", "-c", "docker volume rm $(docker volume ls --quiet)"], check=False)
-    host.run(["docker", "network", "rm", *TABLE["networks"]], check=False)
-    host.run(["docker", "image", "rm", *TABLE["images"]], check=False)
+from tests.unit.data.record import TABLE, make, remove
 
 
 async def make_again(here: Docker, there: Docker, found: Container) -> tuple[Container, spec.Spec]:
@@ -62,8 +34,8 @@ async def make_again(here: Docker, there: Docker, found: Container) -> tuple[Con
 
 @pytest.mark.parametrize(("source", "target"), [("d26", "d28"), ("d28", "d26"), ("d28", "store28")])
 async def test_every_container_of_the_table_is_the_same_afterwards(lab: Lab, source: str, target: str) -> None:
-    clear(lab[source])
-    clear(lab[target])
+    remove(lab[source])
+    remove(lab[target])
     make(lab[source])
     different: dict[str, tuple[str, ...]] = {}
     try:
@@ -80,6 +52,6 @@ async def test_every_container_of_the_table_is_the_same_afterwards(lab: Lab, sou
                         assert (now.addresses, now.mac) == (was.addresses, was.mac), name
                 assert all(network.addresses == () for network in result.networks if network.name == "bridge")
     finally:
-        clear(lab[source])
-        clear(lab[target])
+        remove(lab[source])
+        remove(lab[target])
     assert different == {}
