@@ -98,13 +98,12 @@ class Cluster:
 
     async def migrate(self, container: str, source: str, target: str, **fields: Any) -> Reply:
         """Move a container by a command over MQTT; the last reply."""
-        replies = [reply async for reply in self.ask(source, migration(container, target, **fields))]
-        return replies[-1]
+        return await self.ask(source, migration(container, target, **fields))
 
-    async def ask(self, host: str, command: Command) -> AsyncIterator[Reply]:
+    async def ask(self, host: str, command: Command) -> Reply:
+        """The last reply to a command, whether it was done or not."""
         async with asyncio.timeout(MOVE_SECONDS), self.controller() as controller:
-            async for reply in controller.command(host, command):
-                yield reply
+            return [reply async for reply in controller.command(host, command)][-1]
 
     async def send_raw(self, host: str, payload: bytes) -> Reply:
         """Publish anything at all as a command; what is answered."""
@@ -154,7 +153,7 @@ class Moving:
 
     async def until(self, *phases: Phase) -> MigrationStatus:
         """Wait for a phase, or the end."""
-        async for status in self._controller.watch_migration(self.id, self._source):
+        async for status in self.changes():
             if status.phase in phases:
                 return status
         raise LabError(f"{self.id} ended without {', '.join(phases)}")
@@ -165,7 +164,7 @@ class Moving:
 
     async def until_error(self, code: ErrorCode) -> MigrationStatus:
         """Wait until it says that this is wrong, or for its end."""
-        async for status in self._controller.watch_migration(self.id, self._source):
+        async for status in self.changes():
             if status.error is not None and status.error.code is code:
                 return status
         raise LabError(f"{self.id} ended without {code}")

@@ -3,11 +3,14 @@
 import asyncio
 import time
 from collections.abc import Callable
+from typing import Any
 
 from lab.cluster import Cluster
 from lab.host import Host
 from lab.shell import PATIENCE
 from lab.workloads import Counted, counted
+from protocol.base import new_command_id
+from protocol.commands import Reply, ReplyKind
 
 WAIT_SECONDS = 30.0
 
@@ -18,6 +21,18 @@ async def until(so: Callable[[], bool], what: str, seconds: float = WAIT_SECONDS
     while not await asyncio.to_thread(so):
         assert time.monotonic() < end, f"after {seconds * PATIENCE:g} s still not so: {what}"
         await asyncio.sleep(0.05 * PATIENCE)
+
+
+async def asked(cluster: Cluster, host: str, kind: type[Any], **fields: Any) -> Reply:
+    """The last reply to a new command over MQTT."""
+    return await cluster.ask(host, kind(id=new_command_id(), **fields))
+
+
+async def done(cluster: Cluster, host: str, kind: type[Any], **fields: Any) -> Reply:
+    """The same, of one that can't fail."""
+    reply = await asked(cluster, host, kind, **fields)
+    assert reply.kind is ReplyKind.FINISHED, reply.error
+    return reply
 
 
 async def counts_on(host: Host, name: str, more: int = 20, *, taken_back: int = 0) -> Counted:

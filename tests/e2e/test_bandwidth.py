@@ -5,11 +5,10 @@ from datetime import timedelta
 import pytest
 
 from lab.cluster import Cluster
-from protocol.base import new_command_id
 from protocol.commands import Limit, ReplyKind
 from protocol.status import ENDED, Phase
 from tests.e2e.keeper import keeper, names, remembers
-from tests.e2e.support import clean
+from tests.e2e.support import clean, done
 
 A, B = "a26", "b28"
 SLOW = 2 << 20
@@ -25,7 +24,7 @@ async def test_a_move_keeps_to_a_limit_until_that_is_lifted(moves: Cluster, whos
         moves.lab.slow(B, "100mbit")
         own = {"bandwidth": SLOW} if whose == "its own" else {}
         if not own:
-            await say(moves, None, SLOW)
+            await done(moves, A, Limit, migration=None, bandwidth=SLOW)
         try:
             async with moves.moving(name, A, B, strategy="postcopy", **own) as move:
                 status = await move.until(Phase.RUNNING, *ENDED)
@@ -37,21 +36,15 @@ async def test_a_move_keeps_to_a_limit_until_that_is_lifted(moves: Cluster, whos
                 assert now.phase is Phase.RUNNING
                 assert now.rate < 2 * SLOW
                 assert name in names(moves[A])
-                await say(moves, move.id if own else None, None)
+                await done(moves, A, Limit, migration=move.id if own else None, bandwidth=None)
                 moves.lab.heal(B)
                 end = await move.end()
         finally:
             moves.lab.heal(B)
-            await say(moves, None, None)
+            await done(moves, A, Limit, migration=None, bandwidth=None)
         assert end.kind is ReplyKind.FINISHED, end.error
         assert end.report is not None
         assert end.report.blackout_ms is not None
         assert end.report.total_ms < 40_000
         await remembers(moves[B], name, digest)
         await clean(moves, A, B)
-
-
-async def say(moves: Cluster, migration: str | None, bandwidth: int | None) -> None:
-    command = Limit(id=new_command_id(), migration=migration, bandwidth=bandwidth)
-    replies = [reply async for reply in moves.ask(A, command)]
-    assert replies[-1].kind is ReplyKind.FINISHED, replies[-1].error

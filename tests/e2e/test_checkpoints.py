@@ -3,16 +3,14 @@
 import asyncio
 import json
 import re
-from typing import Any
 
 import pytest
 
 from lab.cluster import Cluster
 from lab.workloads import counted, run_counter
-from protocol.base import new_command_id
-from protocol.commands import Checkpoint, ListCheckpoints, RemoveCheckpoint, Reply, ReplyKind, Restore
+from protocol.commands import Checkpoint, ListCheckpoints, RemoveCheckpoint, Restore
 from tests.e2e.archives import address, copy, last_logged, policy, remove, run, said, state
-from tests.e2e.support import clean, counts_on, until
+from tests.e2e.support import clean, counts_on, done, until
 
 HOSTS = ["a26", "b28"]
 OTHER = {"a26": "b28", "b28": "a26"}
@@ -117,24 +115,18 @@ async def test_a_file_here_is_restored_on_another_host(keeps: Cluster) -> None:
 async def test_a_controller_asks_for_it_over_mqtt(keeps: Cluster, host: str) -> None:
     """By the messages of the contract; the command line is one controller among others."""
     here, name = keeps[host], f"ck-mqtt-{host}"
-
-    async def asked(kind: type[Any], **fields: Any) -> Reply:
-        replies = [reply async for reply in keeps.ask(host, kind(id=new_command_id(), **fields))]
-        assert replies[-1].kind is ReplyKind.FINISHED, replies[-1].error
-        return replies[-1]
-
     try:
         run_counter(here, name)
         await counts_on(here, name)
-        taken = (await asked(Checkpoint, container=name, leave_running=False)).checkpoint
+        taken = (await done(keeps, host, Checkpoint, container=name, leave_running=False)).checkpoint
         assert taken is not None
         assert state(here, name) == "exited"
         last = last_logged(here, name)
-        assert taken.id in {each.id for each in (await asked(ListCheckpoints)).checkpoints or ()}
-        await asked(Restore, checkpoint=taken.id, name=f"{name}-clone")
+        assert taken.id in {each.id for each in (await done(keeps, host, ListCheckpoints)).checkpoints or ()}
+        await done(keeps, host, Restore, checkpoint=taken.id, name=f"{name}-clone")
         assert last in (await counts_on(here, f"{name}-clone")).logged
-        await asked(RemoveCheckpoint, checkpoint=taken.id)
-        assert taken.id not in {each.id for each in (await asked(ListCheckpoints)).checkpoints or ()}
+        await done(keeps, host, RemoveCheckpoint, checkpoint=taken.id)
+        assert taken.id not in {each.id for each in (await done(keeps, host, ListCheckpoints)).checkpoints or ()}
         await clean(keeps, host)
     finally:
         remove(here, name, f"{name}-clone")

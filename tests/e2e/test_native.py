@@ -2,15 +2,13 @@
 
 import asyncio
 from pathlib import Path
-from typing import Any
 
 from lab.cluster import Cluster
 from lab.workloads import run_counter
-from protocol.base import new_command_id
-from protocol.commands import NativeCreate, NativeList, NativeRemove, NativeStart, Reply, ReplyKind
+from protocol.commands import NativeCreate, NativeList, NativeRemove, NativeStart
 from protocol.errors import ErrorCode
 from tests.e2e.archives import copy, last_logged, policy, remove, run, said, state, typed
-from tests.e2e.support import clean, counts_on, until
+from tests.e2e.support import asked, clean, counts_on, done, until
 
 
 async def test_a_container_goes_on_from_its_own_checkpoint(keeps: Cluster) -> None:
@@ -90,17 +88,6 @@ async def test_it_goes_on_on_another_host(keeps: Cluster) -> None:
     finally:
         remove(here, name)
         remove(there, name)
-
-
-async def asked(keeps: Cluster, host: str, kind: type[Any], **fields: Any) -> Reply:
-    """The last reply to a command over MQTT."""
-    return [reply async for reply in keeps.ask(host, kind(id=new_command_id(), **fields))][-1]
-
-
-async def done(keeps: Cluster, host: str, kind: type[Any], **fields: Any) -> Reply:
-    reply = await asked(keeps, host, kind, **fields)
-    assert reply.kind is ReplyKind.FINISHED, reply.error
-    return reply
 
 
 async def test_over_mqtt_it_is_taken_listed_started_from_and_removed(keeps: Cluster) -> None:

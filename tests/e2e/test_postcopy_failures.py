@@ -5,11 +5,10 @@ from collections.abc import Callable
 import pytest
 
 from lab.cluster import Cluster
-from protocol.base import new_command_id
 from protocol.commands import ReplyKind, Resolve
 from protocol.errors import ErrorCode
 from tests.e2e.keeper import hashes, keeper, names, remembers, running
-from tests.e2e.support import clean, until
+from tests.e2e.support import clean, done, until
 
 A, B = "a28", "b26"
 
@@ -73,9 +72,7 @@ async def test_memory_that_can_not_come_any_more_is_said_to_be_lost(
             await move.until_error(ErrorCode.LOST)
             assert name in names(moves[A])
             await until(lambda: is_held(moves), "what lacks its memory does not run", 30)
-            word = Resolve(id=new_command_id(), migration=move.id, decision="commit")
-            replies = [reply async for reply in moves.ask(A, word)]
-            assert replies[-1].kind is ReplyKind.FINISHED, replies[-1].error
+            await done(moves, A, Resolve, migration=move.id, decision="commit")
             end = await move.end()
             assert end.error is not None
             assert end.error.code is ErrorCode.LOST, "it is no success, also when a person has let go of it"
@@ -98,9 +95,7 @@ async def test_a_source_that_is_rebooted_has_lost_it_and_says_so(moves: Cluster)
             moves[A].start_agent()
             await moves.until_ready()
             await move.until_error(ErrorCode.LOST)
-            word = Resolve(id=new_command_id(), migration=move.id, decision="commit")
-            replies = [reply async for reply in moves.ask(A, word)]
-            assert replies[-1].kind is ReplyKind.FINISHED, replies[-1].error
+            await done(moves, A, Resolve, migration=move.id, decision="commit")
         assert name not in names(moves[A])
         await until(lambda: len(set(hashes(moves[B], name))) == 2, "its restart policy has started it anew")
         await clean(moves, A, B)
@@ -112,9 +107,7 @@ async def test_a_source_that_never_comes_back_leaves_it_to_a_person_at_the_targe
         async with running(moves, name, A, B) as move:
             moves[A].kill_agent()
             moves.lab.heal(B)
-            word = Resolve(id=new_command_id(), migration=move.id, decision="commit")
-            replies = [reply async for reply in moves.ask(B, word)]
-            assert replies[-1].kind is ReplyKind.FINISHED, replies[-1].error
+            await done(moves, B, Resolve, migration=move.id, decision="commit")
             await until(lambda: len(set(hashes(moves[B], name))) == 2, "its restart policy has started it anew")
             moves[A].start_agent()
         await moves.until_ready()

@@ -196,8 +196,8 @@ async def test_malformed_command(moves: Cluster, payload: bytes, code: ErrorCode
 
 async def test_the_same_command_twice_is_done_once(moves: Cluster, counter: str) -> None:
     command = migration(counter, B)
-    first = [reply async for reply in moves.ask(A, command)][-1]
-    again = [reply async for reply in moves.ask(A, command)][-1]
+    first = await moves.ask(A, command)
+    again = await moves.ask(A, command)
     assert first.kind is ReplyKind.FINISHED, first.error
     assert again == first
     assert (await moves.migrate(counter, B, A)).kind is ReplyKind.FINISHED
