@@ -10,7 +10,8 @@ from typing import Any
 
 from lab.cluster import Cluster
 from lab.host import Host
-from tests.e2e.archives import run
+from tests.e2e.archives import typed
+from tests.e2e.support import counts_on, until
 
 
 @asynccontextmanager
@@ -60,6 +61,9 @@ class Watch:
     def listed(self) -> bool:
         return any(path.name[1:13] not in self._before for path in self._folder.glob(".*.json"))
 
+    def stands_still(self) -> bool:
+        return self.dumped() and self.frozen()
+
     async def until(self, moment: str) -> None:
         end = time.monotonic() + 30
         while not getattr(self, moment)():
@@ -67,11 +71,22 @@ class Watch:
             await asyncio.sleep(0.0005)
 
 
-def dumped(keeps: Cluster, host: str) -> bool:
-    return bool(run(keeps, host, "ls /run/transship/dump/*/work/stats-dump 2>/dev/null || true").stdout)
+@asynccontextmanager
+async def stalled(keeps: Cluster, host: str, name: str, options: str = "") -> AsyncIterator[Watch]:
+    """A container that counts, and that stands still within the block: the reader of its archive does not read.
 
-
-def frozen(host: Host, container: str) -> bool:
-    groups = "/sys/fs/cgroup/freezer/docker/{0}/freezer.state /sys/fs/cgroup/docker/{0}/cgroup.freeze"
-    said = host.run(["sh", "-c", f"cat {groups.format(container)} 2>/dev/null || true"]).stdout
-    return any(line in ("FROZEN", "1") for line in said.split())
+    /root/marker is as old as the checkpoint. What was typed for it has ended after the block.
+    """
+    here = keeps[host]
+    watch = Watch(here, here.docker("inspect", "-f", "{{.Id}}", name), set())
+    here.docker("exec", name, "dd", "if=/dev/urandom", "of=/big", "bs=1M", "count=32", "status=none")
+    await counts_on(here, name)
+    here.run(["sh", "-c", "rm -f /root/stalled /root/marker; mkfifo /root/stalled; touch /root/marker"])
+    started = [typed(keeps, host, "sleep 60 < /root/stalled")]
+    try:
+        started.append(typed(keeps, host, f"transship checkpoint {name} {options} --to - > /root/stalled"))
+        await until(watch.stands_still, "it is dumped and stands still", 60)
+        yield watch
+    finally:
+        while started:
+            started.pop().end()

@@ -5,7 +5,7 @@ import pytest
 from lab.cluster import Cluster
 from lab.workloads import run_counter
 from tests.e2e.archives import Typed, last_logged, policy, remove, run, state, typed
-from tests.e2e.checkpoint_support import Watch, archives, dumped, frozen
+from tests.e2e.checkpoint_support import Watch, archives, stalled
 from tests.e2e.support import clean, counts_on, until
 
 HOSTS = ["a26", "b28"]
@@ -15,30 +15,18 @@ HOSTS = ["a26", "b28"]
 async def test_an_agent_that_is_killed_while_it_stands_still_lets_it_go_on(keeps: Cluster, host: str) -> None:
     """The archive's reader does not read, so the container stands still; then the agent dies, and comes back."""
     here, name = keeps[host], f"ck-crash-{host}"
-    started: list[Typed] = []
     try:
         run_counter(here, name, "--restart", "always")
-        here.docker("exec", name, "dd", "if=/dev/urandom", "of=/big", "bs=1M", "count=32", "status=none")
-        await counts_on(here, name)
-        found = here.docker("inspect", "-f", "{{.Id}}", name)
-        here.run(["sh", "-c", "rm -f /root/stalled; mkfifo /root/stalled"])
-        started.append(typed(keeps, host, "sleep 60 < /root/stalled"))
-        words = f"transship checkpoint {name} --compress none --to - > /root/stalled"
-        started.append(typed(keeps, host, words))
-        await until(lambda: dumped(keeps, host) and frozen(here, found), "it is dumped and stands still")
-        here.kill_agent()
-        assert frozen(here, found), "nobody lets it go while the agent is away"
-        here.start_agent()
-        await keeps.until_ready()
-        await until(lambda: not frozen(here, found), "the agent takes it back")
-        await counts_on(here, name)
-        assert policy(here, name) == "always"
-        while started:
-            started.pop().end()
+        async with stalled(keeps, host, name, "--compress none") as watch:
+            here.kill_agent()
+            assert watch.frozen(), "nobody lets it go while the agent is away"
+            here.start_agent()
+            await keeps.until_ready()
+            await until(lambda: not watch.frozen(), "the agent takes it back")
+            await counts_on(here, name)
+            assert policy(here, name) == "always"
         await clean(keeps, host)
     finally:
-        while started:
-            started.pop().end()
         remove(here, name)
 
 
