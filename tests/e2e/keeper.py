@@ -5,8 +5,9 @@ from contextlib import asynccontextmanager
 
 from lab.cluster import Cluster, Moving
 from lab.host import Host
+from protocol.commands import ReplyKind
 from protocol.status import ENDED, Phase
-from tests.e2e.support import counts_on, until
+from tests.e2e.support import clean, counts_on, until
 
 MIB = 192
 PROGRAM = """
@@ -85,3 +86,13 @@ async def running(
             yield move
     finally:
         moves.lab.heal(target)
+
+
+async def arrives(moves: Cluster, move: Moving, name: str, source: str, target: str, digest: str) -> None:
+    """The rest of its memory comes as fast as it goes; then it's all at the target, and nothing is left."""
+    moves.lab.heal(target)
+    end = await move.end()
+    assert end.kind is ReplyKind.FINISHED, end.error
+    await remembers(moves[target], name, digest)
+    assert name not in names(moves[source])
+    await clean(moves, source, target)

@@ -7,7 +7,8 @@ from lab.workloads import run_counter
 from protocol.commands import ReplyKind
 from protocol.errors import ErrorCode
 from protocol.status import Phase
-from tests.e2e.keeper import keeper, names, remembers, running
+from tests.e2e.archives import policy, state
+from tests.e2e.keeper import arrives, keeper, names, remembers, running
 from tests.e2e.support import clean, counts_on, until
 
 A, B = "a28", "b26"
@@ -44,26 +45,22 @@ async def test_every_byte_is_what_it_was_while_it_is_there_and_back_again(
             assert reply.kind is ReplyKind.FINISHED, reply.error
             await remembers(moves[there], name, digest)
             assert name not in names(moves[here])
-            policy = moves[there].docker("inspect", "-f", "{{.HostConfig.RestartPolicy.Name}}", name)
-            assert policy == "always"
+            assert policy(moves[there], name) == "always"
             await clean(moves, source, target)
 
 
 async def test_the_sources_container_is_kept_until_the_last_page_is_across(moves: Cluster) -> None:
     name = "kept"
-    async with keeper(moves, name, "--restart", "always", source=A, others=(B,)) as digest:
-        async with running(moves, name, A, B, rate="20mbit") as move:
-            policy = ("inspect", "-f", "{{.State.Running}} {{.HostConfig.RestartPolicy.Name}}", name)
-            assert moves[A].docker(*policy) == "true no"
-            assert moves[B].docker(*policy) == "true no"
-            await counts_on(moves[B], name, more=5)
-            assert moves[A].docker(*policy) == "true no", "most of its memory is still to come"
-            moves.lab.heal(B)
-            end = await move.end()
-        assert end.kind is ReplyKind.FINISHED, end.error
-        await remembers(moves[B], name, digest)
-        assert name not in names(moves[A])
-        await clean(moves, A, B)
+    async with (
+        keeper(moves, name, "--restart", "always", source=A, others=(B,)) as digest,
+        running(moves, name, A, B, rate="20mbit") as move,
+    ):
+        for host in (A, B):
+            assert (state(moves[host], name), policy(moves[host], name)) == ("running", "no")
+        await counts_on(moves[B], name, more=5)
+        still = (state(moves[A], name), policy(moves[A], name))
+        assert still == ("running", "no"), "most of its memory is still to come"
+        await arrives(moves, move, name, A, B, digest)
 
 
 @pytest.mark.parametrize("phase", [Phase.COPYING, Phase.FROZEN, Phase.PREPARED])
@@ -96,7 +93,6 @@ async def test_a_program_that_ends_needs_no_more_of_its_memory(moves: Cluster, b
             end = await move.end()
         assert end.kind is ReplyKind.FINISHED, end.error
         assert name not in names(moves[A])
-        policy = ("inspect", "-f", "{{.HostConfig.RestartPolicy.Name}}", name)
-        await until(lambda: moves[B].docker(*policy) == "on-failure", "the target has finished")
+        await until(lambda: policy(moves[B], name) == "on-failure", "the target has finished")
         await clean(moves, A, B)
         assert moves[B].docker("inspect", "-f", "{{.State.Running}}", name) == str(by != "docker kill").lower()

@@ -5,9 +5,10 @@ from collections.abc import Callable
 import pytest
 
 from lab.cluster import Cluster
-from protocol.commands import ReplyKind, Resolve
+from protocol.commands import Resolve
 from protocol.errors import ErrorCode
-from tests.e2e.keeper import hashes, keeper, names, remembers, running
+from tests.e2e.archives import policy
+from tests.e2e.keeper import arrives, hashes, keeper, names, remembers, running
 from tests.e2e.support import clean, done, until
 
 A, B = "a28", "b26"
@@ -19,12 +20,7 @@ async def test_the_link_breaks_in_the_middle_and_it_goes_on(moves: Cluster) -> N
         moves.lab.cut(B)
         await until(lambda: unlinked(moves), "the source has noticed", 60)
         assert name in names(moves[A])
-        moves.lab.heal(B)
-        end = await move.end()
-        assert end.kind is ReplyKind.FINISHED, end.error
-        await remembers(moves[B], name, digest)
-        assert name not in names(moves[A])
-        await clean(moves, A, B)
+        await arrives(moves, move, name, A, B, digest)
 
 
 def unlinked(moves: Cluster) -> bool:
@@ -47,8 +43,7 @@ async def test_an_agent_is_away_while_pages_are_missing(moves: Cluster, side: st
         await moves.until_ready()
         await until(lambda: name not in names(moves[A]), "the source has let go of it", 60)
         await remembers(moves[B], name, digest)
-        policy = ("inspect", "-f", "{{.HostConfig.RestartPolicy.Name}}", name)
-        await until(lambda: moves[B].docker(*policy) == "always", "the target has finished", 60)
+        await until(lambda: policy(moves[B], name) == "always", "the target has finished", 60)
         await clean(moves, A, B)
 
 
