@@ -32,7 +32,7 @@ async def test_an_engine_on_cgroup_v2_says_so(lab: Lab) -> None:
 async def test_a_containers_life(docker: Docker) -> None:
     host_config = {"RestartPolicy": {"Name": "always"}, "PortBindings": {"80/tcp": [{"HostPort": "8099"}]}}
     made = await docker.create("one", {**SLEEP, "ExposedPorts": {"80/tcp": {}}, "HostConfig": host_config})
-    async with docker.events(time.time_ns()) as events:
+    async with asyncio.timeout(30), docker.events(time.time_ns()) as events:
         await docker.start(made)
         await docker.start(made)  # already so
         while (event := await anext(events)).action != "start":

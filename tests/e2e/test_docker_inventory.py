@@ -1,6 +1,7 @@
 """The inventory against real engines: what changes at a dockerd is told, whatever becomes of the dockerd."""
 
 import asyncio
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -45,12 +46,22 @@ class Told:
 
     async def shows(self, container: str, seconds: float = 1.0, **wanted: str) -> None:
         """Wait until a container is so; nothing wanted, until it is gone."""
+
+        def so() -> bool:
+            found = self.containers.get(container)
+            if found is None or not wanted:
+                return found is None and not wanted
+            return {key: getattr(found, key) for key in wanted} == wanted
+
+        await self._until(so, seconds)
+
+    async def engine(self, *, there: bool, seconds: float) -> None:
+        """Wait until the newest word of the dockerd is that it's there, or that it isn't."""
+        await self._until(lambda: self.engines[-1:] == [there], seconds)
+
+    async def _until(self, so: Callable[[], bool], seconds: float) -> None:
         async with asyncio.timeout(seconds):
-            while True:
-                found = self.containers.get(container)
-                so = {key: getattr(found, key) for key in wanted} if found else {}
-                if (found is None and not wanted) or (found is not None and wanted and so == wanted):
-                    return
+            while not so():
                 self.changed.clear()
                 await self.changed.wait()
 
@@ -59,8 +70,7 @@ async def test_changes_are_told_within_a_second(host: Host, docker: Docker) -> N
     told = Told()
     following = asyncio.create_task(Inventory(docker, host.name, told).run())
     try:
-        while not told.engines:
-            await asyncio.sleep(0.01)
+        await told.engine(there=True, seconds=10)
         probe = {"Test": ["CMD", "test", "-e", "/well"], "Interval": 200_000_000, "Retries": 1}
         made = await docker.create("one", {**SLEEP, "Healthcheck": probe})
         await told.shows(made, name="one", state="created")
@@ -104,16 +114,13 @@ async def test_a_dockerd_that_restarts_is_followed_again(host: Host, docker: Doc
     try:
         await told.shows(made, seconds=5, state="running")
         await asyncio.to_thread(host.kill_dockerd)
-        async with asyncio.timeout(5):
-            while told.engines[-1]:
-                await asyncio.sleep(0.02)
+        await told.engine(there=False, seconds=5)
         with pytest.raises(DockerFailed) as failed:
             await docker.list()
         assert unavailable(failed.value) is not None
         await asyncio.to_thread(host.start_dockerd)
         async with asyncio.timeout(30):
-            while not told.engines[-1]:
-                await asyncio.sleep(0.02)
+            await told.engine(there=True, seconds=30)
             await died.wait()
         await told.shows(made, seconds=20, state="running")
     finally:
