@@ -4,6 +4,7 @@ import asyncio
 from pathlib import Path
 
 from lab.cluster import Cluster
+from lab.host import Host
 from lab.workloads import run_counter
 from protocol.commands import NativeCreate, NativeList, NativeRemove, NativeStart
 from protocol.errors import ErrorCode
@@ -64,6 +65,13 @@ async def test_docker_28_is_refused_with_the_way_that_works(keeps: Cluster) -> N
         remove(here, name)
 
 
+async def goes_on_there(there: Host, name: str, last: int) -> None:
+    """From the next number, with what it had written and deleted; what it has printed before is not there."""
+    await until(lambda: len(there.docker("logs", name).split()) > 20, "it counts on there")
+    assert int(there.docker("logs", name).split()[0]) == last + 1
+    assert there.docker("exec", name, "sh", "-c", "test ! -e /etc/passwd && head -n 1 /count").startswith("1 ")
+
+
 async def test_it_goes_on_on_another_host(keeps: Cluster) -> None:
     """With what it has written and deleted; into a container that was made there from the same image."""
     here, there, name = keeps["a26"], keeps["c26"], "away"
@@ -80,9 +88,7 @@ async def test_it_goes_on_on_another_host(keeps: Cluster) -> None:
         there.docker("create", "--name", name, "py", "python3", "-c", "pass")
         run(keeps, "c26", f"transship native load {name} /root/moved.tar")
         run(keeps, "c26", f"transship native start {name} moved")
-        await until(lambda: len(there.docker("logs", name).split()) > 20, "it counts on there")
-        assert int(there.docker("logs", name).split()[0]) == last + 1
-        assert there.docker("exec", name, "sh", "-c", "test ! -e /etc/passwd && head -n 1 /count").startswith("1 ")
+        await goes_on_there(there, name, last)
         again = run(keeps, "c26", f"transship native load {name} /root/moved.tar", check=False)
         assert again.returncode == 2, "nothing is put into one that has run"
     finally:
@@ -180,9 +186,7 @@ async def test_over_mqtt_it_is_started_on_another_host(keeps: Cluster) -> None:
         assert refused.error is not None
         assert refused.error.code is ErrorCode.INCOMPATIBLE
         await done(keeps, "a26", NativeStart, container=name, name="moved", on="c26")
-        await until(lambda: len(there.docker("logs", name).split()) > 20, "it counts on there")
-        assert int(there.docker("logs", name).split()[0]) == last + 1
-        assert there.docker("exec", name, "sh", "-c", "test ! -e /etc/passwd && head -n 1 /count").startswith("1 ")
+        await goes_on_there(there, name, last)
         assert "KEPT=yes" in there.docker("inspect", "-f", "{{.Config.Env}}", name)
         assert policy(there, name) == "unless-stopped"
         assert (state(here, name), policy(here, name)) == ("exited", "no")
