@@ -63,6 +63,11 @@ def counted(host: Host, name: str, *, taken_back: int = 0) -> Counted:
         if NOTHING_SEEN.decode() in lines:
             lines.remove(NOTHING_SEEN.decode())
     logged = [int(line) for line in lines]
-    rows = [line.split() for line in host.docker("exec", name, "cat", "/count", check=False).splitlines()]
-    rows = [row for row in rows if len(row) == 2]  # the last one may be half written
-    return Counted(logged, [int(row[0]) for row in rows], [float(row[1]) for row in rows])
+    written = rows(host.docker("exec", name, "cat", "/count", check=False))
+    return Counted(logged, [number for number, _ in written], [gap for _, gap in written])
+
+
+def rows(text: str) -> list[tuple[int, float]]:
+    """The numbers in the counter's file, each with its gap; the last line may be half written."""
+    found = [line.split() for line in text.splitlines()]
+    return [(int(row[0]), float(row[1])) for row in found if len(row) == 2]

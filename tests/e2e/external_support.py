@@ -1,9 +1,13 @@
 """What CRIU restores beside Docker, seen from the host: what it has printed and written, and where it is."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from lab.cluster import Cluster
 from lab.host import Host
 from lab.shell import wait_until
-from tests.e2e.archives import run, state
+from lab.workloads import rows
+from tests.e2e.archives import remove, run, state
 from tests.e2e.support import until
 
 
@@ -18,8 +22,7 @@ def printed(host: Host, name: str) -> list[int]:
 
 def written(host: Host, pid: int) -> list[int]:
     """What the restored one has written into its file so far, seen through its own root."""
-    rows = host.run(["cat", f"/proc/{pid}/root/count"], check=False).stdout.splitlines()
-    return [int(row.split()[0]) for row in rows if row.count(" ") == 1]
+    return [number for number, _ in rows(host.run(["cat", f"/proc/{pid}/root/count"], check=False).stdout)]
 
 
 async def goes_on(host: Host, name: str, last: int) -> int:
@@ -54,11 +57,23 @@ def do(keeps: Cluster, host: str, words: str, *, by_hand: bool) -> str:
     return script
 
 
-def end(host: Host, name: str, pid: int) -> None:
+@contextmanager
+def removed(host: Host, name: str) -> Iterator[None]:
+    """A container, and what is restored of it beside Docker, are gone after the block, however that ends."""
+    try:
+        yield
+    finally:
+        _end(host, name)
+        remove(host, name)
+        host.run(["sh", "-c", "rm -rf /var/lib/transship/external/*"], check=False)
+
+
+def _end(host: Host, name: str) -> None:
     """End what was restored, with the cgroups that CRIU has made for it: nobody else removes them."""
-    if not pid:
+    found = host.docker("inspect", "-f", "{{.Id}}", name, check=False)
+    pid = host.run(["cat", f"/var/lib/transship/external/{found[:12]}/work/pid"], check=False).stdout.strip()
+    if not found or not pid:
         return
-    host.run(["kill", "-9", str(pid)], check=False)
-    found = host.docker("inspect", "-f", "{{.Id}}", name)
+    host.run(["kill", "-9", pid], check=False)
     words = f"find /sys/fs/cgroup -depth -type d -path '*docker/{found}*' -exec rmdir {{}} +"
     wait_until("the cgroups are empty", lambda: host.run(["sh", "-c", words], check=False).returncode == 0, 10)

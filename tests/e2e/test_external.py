@@ -7,8 +7,8 @@ import pytest
 
 from lab.cluster import Cluster
 from lab.workloads import run_counter
-from tests.e2e.archives import address, last_logged, remove, run, state
-from tests.e2e.external_support import do, end, goes_on, kept, printed
+from tests.e2e.archives import address, last_logged, run, state
+from tests.e2e.external_support import do, goes_on, kept, printed, removed
 from tests.e2e.support import counts_on, until
 
 HOSTS = ["a26", "b28"]
@@ -18,8 +18,7 @@ HOSTS = ["a26", "b28"]
 @pytest.mark.parametrize("host", HOSTS)
 async def test_a_tree_is_dumped_and_restored_beside_docker(keeps: Cluster, host: str, by_hand: bool) -> None:
     here, name = keeps[host], f"ext-{host}-{'hand' if by_hand else 'word'}"
-    pid = 0
-    try:
+    with removed(here, name):
         run_counter(here, name, "--volume", f"{name}:/data", "--restart", "always")
         here.docker("exec", name, "sh", "-c", "echo kept > /data/file")
         await counts_on(here, name)
@@ -34,23 +33,18 @@ async def test_a_tree_is_dumped_and_restored_beside_docker(keeps: Cluster, host:
         mounts = here.run(["cat", "/proc/mounts"]).stdout
         assert "/var/lib/transship/external" not in mounts, "what was set up is taken down again"
         assert "transship-" not in here.run(["ip", "netns"]).stdout
-    finally:
-        end(here, name, pid)
-        remove(here, name)
-        here.run(["sh", "-c", "rm -rf /var/lib/transship/external/*"], check=False)
 
 
 @pytest.mark.parametrize("host", HOSTS)
 async def test_the_options_of_today_are_those_that_the_page_explains(keeps: Cluster, host: str) -> None:
     """Each of the table's right column is in what is printed; and that is said which Docker does not say."""
     here, name = keeps[host], "ext-words"
-    pid = 0
-    try:
+    with removed(here, name):
         run_counter(here, name)
         await counts_on(here, name)
         dump = run(keeps, host, f"transship criu dump {name} -v").stdout
         restore = run(keeps, host, f"transship criu restore {name} -v").stdout
-        pid = int(kept(here, name, "work/pid"))
+        assert int(kept(here, name, "work/pid")) > 0
         for words in (dump, restore):
             for option in ("mnt[/etc/hosts]:", "--manage-cgroups=soft", "--evasive-devices"):
                 assert option in words, option
@@ -62,16 +56,12 @@ async def test_the_options_of_today_are_those_that_the_page_explains(keeps: Clus
         page = (Path(__file__).parents[2] / "docs/checkpoints.md").read_text()
         for old in ("--ext-mount-map", "--manage-cgroups", "--evasive-devices", "--root DIR"):
             assert f"| `{old}" in page
-    finally:
-        end(here, name, pid)
-        remove(here, name)
-        here.run(["sh", "-c", "rm -rf /var/lib/transship/external/*"], check=False)
 
 
 @pytest.mark.parametrize("host", HOSTS)
 async def test_it_can_go_on_after_the_dump(keeps: Cluster, host: str) -> None:
     here, name = keeps[host], "ext-on"
-    try:
+    with removed(here, name):
         run_counter(here, name)
         await counts_on(here, name)
         run(keeps, host, f"transship criu dump {name} --leave-running")
@@ -79,14 +69,12 @@ async def test_it_can_go_on_after_the_dump(keeps: Cluster, host: str) -> None:
         refused = run(keeps, host, f"transship criu restore {name}", check=False)
         assert refused.returncode == 2
         assert "share its files" in refused.stderr
-    finally:
-        remove(here, name)
 
 
 @pytest.mark.parametrize("host", HOSTS)
 async def test_a_restore_that_fails_leaves_nothing_set_up(keeps: Cluster, host: str) -> None:
     here, name = keeps[host], "ext-fails"
-    try:
+    with removed(here, name):
         run_counter(here, name)
         await counts_on(here, name)
         run(keeps, host, f"transship criu dump {name}")
@@ -96,5 +84,3 @@ async def test_a_restore_that_fails_leaves_nothing_set_up(keeps: Cluster, host: 
         assert "restore.log" in failed.stderr
         assert "/var/lib/transship/external" not in here.run(["cat", "/proc/mounts"]).stdout
         assert "transship-" not in here.run(["ip", "netns"]).stdout
-    finally:
-        remove(here, name)

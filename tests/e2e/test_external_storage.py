@@ -10,8 +10,8 @@ from lab import roots
 from lab.cluster import Cluster
 from lab.host import Host
 from lab.workloads import run_counter
-from tests.e2e.archives import give, last_logged, remove, state
-from tests.e2e.external_support import do, end, goes_on
+from tests.e2e.archives import give, last_logged, state
+from tests.e2e.external_support import do, goes_on, removed
 from tests.e2e.support import counts_on, until
 
 CONFIGURATION = "/etc/docker/daemon.json"
@@ -59,22 +59,16 @@ def stored_by(host: Host, driver: str) -> Iterator[None]:
 )
 async def test_a_tree_is_restored_on_its_own_files(kinds: Cluster, host: str, driver: str, by_hand: bool) -> None:
     here, name = kinds[host], f"ext-{driver}-{'hand' if by_hand else 'word'}"
-    pid = 0
-    with stored_by(here, driver):
-        try:
-            run_counter(here, name, "--volume", f"{name}:/data")
-            here.docker("exec", name, "sh", "-c", "echo kept > /data/file; rm /etc/passwd")
-            await counts_on(here, name)
-            do(kinds, host, f"transship criu dump {name}", by_hand=by_hand)
-            await until(lambda: state(here, name) == "exited", "Docker sees it end")
-            last = last_logged(here, name)
-            told = do(kinds, host, f"transship criu restore {name}", by_hand=by_hand)
-            [mounting] = [line for line in told.splitlines() if line.startswith("mount ")]
-            assert KIND[driver] in mounting
-            pid = await goes_on(here, name, last)
-            assert here.run(["test", "-e", f"/proc/{pid}/root/etc/passwd"], check=False).returncode != 0
-            assert "/var/lib/transship/external" not in here.run(["cat", "/proc/mounts"]).stdout
-        finally:
-            end(here, name, pid)
-            remove(here, name)
-            here.run(["sh", "-c", "rm -rf /var/lib/transship/external/*"], check=False)
+    with stored_by(here, driver), removed(here, name):
+        run_counter(here, name, "--volume", f"{name}:/data")
+        here.docker("exec", name, "sh", "-c", "echo kept > /data/file; rm /etc/passwd")
+        await counts_on(here, name)
+        do(kinds, host, f"transship criu dump {name}", by_hand=by_hand)
+        await until(lambda: state(here, name) == "exited", "Docker sees it end")
+        last = last_logged(here, name)
+        told = do(kinds, host, f"transship criu restore {name}", by_hand=by_hand)
+        [mounting] = [line for line in told.splitlines() if line.startswith("mount ")]
+        assert KIND[driver] in mounting
+        pid = await goes_on(here, name, last)
+        assert here.run(["test", "-e", f"/proc/{pid}/root/etc/passwd"], check=False).returncode != 0
+        assert "/var/lib/transship/external" not in here.run(["cat", "/proc/mounts"]).stdout

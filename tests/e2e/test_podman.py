@@ -11,8 +11,8 @@ from lab.cluster import Cluster
 from lab.naming import state_folder
 from lab.network import Address
 from lab.node import Node
-from lab.workloads import run_counter
-from tests.e2e.archives import copy, give_tools, remove, run
+from lab.workloads import rows, run_counter
+from tests.e2e.archives import copy, give_tools, last_logged, remove, run
 from tests.e2e.support import counts_on, until
 
 CONFIG = "tcp-close\nskip-file-rwx-check\n"
@@ -44,13 +44,13 @@ async def test_podman_imports_an_archive_of_ours(keeps: Cluster, podman: Node, h
         here.docker("exec", name, "rm", "-f", "/etc/passwd")
         await counts_on(here, name)
         run(keeps, host, f"transship checkpoint {name} --to /root/pod.tar.zst")
-        last = max(int(line) for line in here.docker("logs", name).split())
+        last = last_logged(here, name)
         copy(here, podman, "/root/pod.tar.zst")
         podman.run(["podman", "container", "restore", "--import", "/root/pod.tar.zst"], timeout=120)
 
         def numbers() -> list[int]:
-            rows = podman.run(["podman", "exec", name, "cat", "/count"], check=False).stdout.splitlines()
-            return [int(row.split()[0]) for row in rows if row.count(" ") == 1]
+            text = podman.run(["podman", "exec", name, "cat", "/count"], check=False).stdout
+            return [number for number, _ in rows(text)]
 
         await until(lambda: max(numbers(), default=0) > last + 20, "it counts on under Podman")
         found = numbers()
