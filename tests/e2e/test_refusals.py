@@ -38,16 +38,21 @@ async def check_refused(moves: Cluster, reply: Reply, code: ErrorCode, before: s
 
 
 async def test_unknown_container(moves: Cluster, counter: str) -> None:
-    await check_refused(moves, await moves.migrate("nobody", A, B), ErrorCode.NO_SUCH_CONTAINER, pid(moves))
+    before = pid(moves)
+    reply = await moves.migrate("nobody", A, B)
+    await check_refused(moves, reply, ErrorCode.NO_SUCH_CONTAINER, before)
 
 
 async def test_unknown_target(moves: Cluster, counter: str) -> None:
+    before = pid(moves)
     reply = await moves.migrate(counter, A, "elsewhere")
-    await check_refused(moves, reply, ErrorCode.PEER_NOT_ALLOWED, pid(moves))
+    await check_refused(moves, reply, ErrorCode.PEER_NOT_ALLOWED, before)
 
 
 async def test_target_equals_source(moves: Cluster, counter: str) -> None:
-    await check_refused(moves, await moves.migrate(counter, A, A), ErrorCode.SAME_HOST, pid(moves))
+    before = pid(moves)
+    reply = await moves.migrate(counter, A, A)
+    await check_refused(moves, reply, ErrorCode.SAME_HOST, before)
 
 
 async def test_offline_target(moves: Cluster, counter: str) -> None:
@@ -65,8 +70,9 @@ async def test_a_security_profile_that_is_not_there(moves: Cluster) -> None:
     """dockerd would leave it out without a word where there is no AppArmor."""
     run_counter(moves[A], NAME, "--security-opt", "apparmor=shop")
     try:
+        before = pid(moves)
         reply = await moves.migrate(NAME, A, B)
-        await check_refused(moves, reply, ErrorCode.INCOMPATIBLE, pid(moves))
+        await check_refused(moves, reply, ErrorCode.INCOMPATIBLE, before)
         assert reply.error is not None
         assert "AppArmor" in reply.error.message
     finally:
@@ -74,11 +80,12 @@ async def test_a_security_profile_that_is_not_there(moves: Cluster) -> None:
 
 
 async def test_name_taken_on_the_target(moves: Cluster, counter: str) -> None:
+    before = pid(moves)
     moves[B].ensure_image("busybox")
     moves[B].docker("create", "--name", NAME, "busybox", "true")
     reply = await moves.migrate(counter, A, B)
     moves[B].docker("rm", NAME)
-    await check_refused(moves, reply, ErrorCode.NAME_TAKEN, pid(moves))
+    await check_refused(moves, reply, ErrorCode.NAME_TAKEN, before)
 
 
 @pytest.mark.parametrize(
@@ -126,12 +133,13 @@ async def test_no_room_on_the_target(moves: Cluster, counter: str) -> None:
 
 
 async def test_target_without_criu(moves: Cluster, counter: str) -> None:
+    before = pid(moves)
     moves[B].run(["mv", "/usr/sbin/criu", "/usr/sbin/criu.away"])
     try:
         reply = await moves.migrate(counter, A, B)
     finally:
         moves[B].run(["mv", "/usr/sbin/criu.away", "/usr/sbin/criu"])
-    await check_refused(moves, reply, ErrorCode.CRIU_UNUSABLE, pid(moves))
+    await check_refused(moves, reply, ErrorCode.CRIU_UNUSABLE, before)
 
 
 async def test_target_whose_dockerd_is_away(moves: Cluster, counter: str) -> None:
