@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from agent.migration.machine import ENDS, Role
 from protocol.peer import DecisionKind
 from protocol.status import Phase
-from tests.model.pages import Serving
 from tests.model.rules import Rules, Slip
 from tests.model.state import At, Between, Call, Dump, Kind, Pages, Source, Step, Tasks
 from tests.model.taking_back import BACK, TakingBack
@@ -37,7 +36,7 @@ JOURNAL_DECIDES = frozenset({At.FRESH, At.IDLE, At.TOOK_BACK})
 """Where `Sources.find` has no run."""
 
 
-class SourceModel(Serving, TakingBack):
+class SourceModel(TakingBack):
     """Every step that a source can take."""
 
     def __init__(self, rules: Rules, persons: bool) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from agent.migration.machine import ENDS, OnRestart, Role
 from agent.migration.sources import TELLS
 from protocol.status import Phase
+from tests.model.pages import Serving
 from tests.model.rules import Broken, Rules, Slip
 from tests.model.state import At, Between, Call, Dump, Kind, Source, Step, Tasks
 
@@ -31,7 +32,7 @@ BACK = (
 """sources.Sources.take_back, in its order."""
 
 
-class TakingBack:
+class TakingBack(Serving):
     """The undo of a story, and the recovery of one that a crash has cut."""
 
     def __init__(self, rules: Rules) -> None:
@@ -47,10 +48,6 @@ class TakingBack:
         return s._replace(at=at, journal=there, memory=there, outbox=word)
 
     # --- undo.Undo._run: each step is tried once; one that fails does not stop the others ---
-
-    def after_go(self, s: Source) -> At:
-        """The line after RUNNING (pages.Serving)."""
-        raise NotImplementedError
 
     def _undo_dump(self, s: Source, between: Between) -> Steps:
         """Dump.take, PostCopy._serve: wait for CRIU before the error goes on; then source.let_go, which begins with
