@@ -9,6 +9,7 @@ import gzip
 import json
 import os
 import struct
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ FRAME = struct.Struct(">BI")
 """One entry in the delta: the stream's number, the length of what follows."""
 MOST_ROTATED = 100
 LOOKS = 100
+WRITE_SECONDS = 0.001
+"""Between two looks at an entry that is being written; that takes some microseconds."""
 BEGIN = 1 << 14
 CURRENT = ("json.log", "local.log")
 NOTHING_SEEN = "\u2060\u2060\u2060".encode()
@@ -75,10 +78,39 @@ def mark(files: Mapping[str, Path]) -> Mark | None:
             return None
         held = dict(_existing(name, files))
         if name in held and _is(files[name], held[name]):
-            return Mark(name, held, os.fstat(held[name].fileno()).st_size)
+            return Mark(name, held, _whole(name, held[name]))
         for file in held.values():
             file.close()
     raise StepFailed("the container's log is rotated all the time", hint="give its log a larger max-size")
+
+
+def _whole(name: str, file: BinaryIO) -> int:
+    """The size of a log up to the end of an entry: while dockerd writes one the kernel shows it page by page.
+
+    What was cut in the middle would spoil the target's log: entries come after it there. One that nobody completes was
+    cut by the end of an earlier dockerd; it goes along as it is.
+    """
+    ends = _json_ends if name == "json.log" else _local_ends
+    for look in range(LOOKS):
+        if look:
+            time.sleep(WRITE_SECONDS)
+        size = os.fstat(file.fileno()).st_size
+        if size == 0 or ends(file.fileno(), size):
+            break
+    return size
+
+
+def _json_ends(fd: int, size: int) -> bool:
+    return os.pread(fd, 1, size - 1) == b"\n"
+
+
+def _local_ends(fd: int, size: int) -> bool:
+    """Whether what stands there is the length that the entry also has in front of it."""
+    tail = os.pread(fd, _LENGTH.size, max(size - _LENGTH.size, 0))
+    if len(tail) < _LENGTH.size:
+        return False
+    begin = size - 2 * _LENGTH.size - _LENGTH.unpack(tail)[0]
+    return begin >= 0 and os.pread(fd, _LENGTH.size, begin) == tail
 
 
 def _existing(current: str, files: Mapping[str, Path]) -> Iterator[tuple[str, BinaryIO]]:

@@ -138,6 +138,33 @@ def test_an_entry_that_is_being_written_is_not_read(places: dict[str, Path], cur
     assert since(places, mark) == []
 
 
+@pytest.mark.parametrize("driver", ["json.log", "local.log"])
+@pytest.mark.parametrize("there", [1, 3, 4, 40, -4, -1])
+def test_the_mark_is_never_within_an_entry(
+    places: dict[str, Path], monkeypatch: pytest.MonkeyPatch, driver: str, there: int
+) -> None:
+    """dockerd is in the middle of writing one, of which the kernel shows the first pages."""
+    one, other, last = (row(text) if driver == "json.log" else local(text.encode()) for text in ("1", "2" * 90, "3"))
+    places[driver].write_bytes(one + other[:there])
+
+    def is_written(_: float) -> None:
+        places[driver].write_bytes(one + other)
+
+    monkeypatch.setattr("time.sleep", is_written)
+    mark = marked(places)
+    assert mark.size == len(one + other)
+    places[driver].write_bytes(one + other + last)
+    ended = "3" if driver == "json.log" else "3\n"
+    assert since(places, mark) == [ended]
+
+
+def test_an_entry_that_an_earlier_dockerd_has_not_completed_goes_along(places: dict[str, Path]) -> None:
+    places["local.log"].write_bytes(local(b"1") + local(b"2" * 90)[:50])
+    mark = marked(places)
+    assert mark.size == len(local(b"1")) + 50
+    mark.close()
+
+
 def test_streams_are_told_apart_and_framed() -> None:
     frames = b"".join(container_log.frames([(STDOUT, b"a\n"), (STDERR, b"bc")]))
     assert frames == b"\x01\0\0\0\x02a\n\x02\0\0\0\x02bc"
