@@ -14,12 +14,14 @@ WAITING, WRITTEN = "waiting", "written"
 OPEN, SHUT = "open", "shut"
 SCRIPT = """\
 #!/bin/sh
-# Called by CRIU at each stage. An agent that is gone is an end of file at `pre-dump`: then nothing is dumped. What is
-# said is written read-write: a fifo that nobody reads would hold CRIU, and the tasks in its hands, for ever.
+# Called by CRIU at each stage. An agent that ends is an end of file at `pre-dump`: then nothing is dumped. Where it has
+# ended before, the next one turns us away. What is said is written read-write: a fifo that nobody reads would hold
+# CRIU, and the tasks in its hands, for ever.
 case $CRTOOLS_SCRIPT_ACTION in
 pre-dump)
+    exec 3<{folder}/word
     echo waiting 1<>{folder}/said
-    read -r word <{folder}/word
+    read -r word <&3
     [ "$word" = open ] ;;
 post-dump)
     echo written 1<>{folder}/said ;;

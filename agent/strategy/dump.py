@@ -114,9 +114,15 @@ class Dump:
         return (time.monotonic() - began) * 1000
 
     async def take(self, seconds: float, host: str) -> float:
-        """As `images_written`; and CRIU has let go of the tasks, so that they may be thawed."""
+        """As `images_written`; and CRIU has let go of the tasks, so that they may be thawed.
+
+        Raises:
+            DumpFailed: also where CRIU has failed at that.
+
+        """
         took = await self.images_written(seconds, host)
-        await self.over()
+        if failed := await to_the_end(self._ended()):
+            raise self.failed(failed, host) from failed
         return took
 
     async def over(self) -> None:

@@ -56,7 +56,7 @@ ORDER: list[tuple[Callable[..., Any], str]] = [
     (Run._put, "put to_the_end"),
     (Dump.start, "start"),
     (Dump.images_written, "over over"),
-    (Dump.take, "images_written over"),
+    (Dump.take, "images_written to_the_end"),
     (Dump.turn_away, "shut over scripts_in"),
     (Cold.stop_serving, "turn_away"),
     (leaving.end_copy, "kill_frozen remove"),
