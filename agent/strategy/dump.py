@@ -18,8 +18,8 @@ from agent.base.tasks import to_the_end
 from agent.checkpoint import criu, proc
 from agent.checkpoint.criu import CriuOptions
 from agent.checkpoint.diagnosis import dump_failed
-from agent.doors.gate import NAME as GATE
-from agent.doors.gate import WAITING, WRITTEN, Gate
+from agent.doors.dump_gate import NAME as GATE
+from agent.doors.dump_gate import WAITING, WRITTEN, DumpGate
 from agent.doors.handover import mount_tmpfs, unmount
 
 DUMPS = Path("/run/transship/dump")
@@ -39,7 +39,7 @@ class Dump:
         self._shell = shell
         self._migration = migration
         self._folder = DUMPS / migration
-        self.gate = Gate(self._folder / "gate")
+        self.gate = DumpGate(self._folder / "gate")
         self._command: asyncio.Task[Done] | None = None
 
     @property

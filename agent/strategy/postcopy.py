@@ -14,7 +14,7 @@ from agent.base.errors import AgentError, CommandFailed, StepFailed
 from agent.base.shell import Shell
 from agent.base.tasks import Failing, both, to_the_end, within
 from agent.checkpoint import criu, proc, segments
-from agent.doors.gate import WRITTEN
+from agent.doors.dump_gate import WRITTEN
 from agent.doors.pages import PageChannel
 from agent.strategy import Memory
 from agent.strategy.cold import Cold

@@ -30,7 +30,7 @@ esac
 NAME = "gate.sh"
 
 
-class Gate:
+class DumpGate:
     """Two fifos and a script in a folder of the dump."""
 
     def __init__(self, folder: Path) -> None:

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from agent.doors.gate import WAITING, WRITTEN, Gate
+from agent.doors.dump_gate import WAITING, WRITTEN, DumpGate
 
 SECONDS = 10.0
 
 
 @pytest.fixture
-async def gate(tmp_path: Path) -> Gate:
-    made = Gate(tmp_path / "gate")
+async def gate(tmp_path: Path) -> DumpGate:
+    made = DumpGate(tmp_path / "gate")
     made.lay_out()
     return made
 
@@ -23,7 +23,7 @@ async def gate(tmp_path: Path) -> Gate:
 class Criu:
     """What CRIU does at a stage: it waits for its script's end, and goes on only after a code of 0."""
 
-    def __init__(self, gate: Gate) -> None:
+    def __init__(self, gate: DumpGate) -> None:
         self._gate = gate
         self._scripts: list[subprocess.Popen[bytes]] = []
 
@@ -42,7 +42,7 @@ class Criu:
 
 
 @pytest.fixture
-def criu(gate: Gate) -> Iterator[Criu]:
+def criu(gate: DumpGate) -> Iterator[Criu]:
     made = Criu(gate)
     yield made
     made.close()
@@ -52,7 +52,7 @@ async def code(script: subprocess.Popen[bytes]) -> int:
     return await asyncio.to_thread(script.wait, SECONDS)
 
 
-async def test_it_waits_for_the_word_and_passes(gate: Gate, criu: Criu) -> None:
+async def test_it_waits_for_the_word_and_passes(gate: DumpGate, criu: Criu) -> None:
     script = criu.at("pre-dump")
     async with asyncio.timeout(SECONDS):
         await gate.heard(WAITING)
@@ -62,7 +62,7 @@ async def test_it_waits_for_the_word_and_passes(gate: Gate, criu: Criu) -> None:
 
 
 @pytest.mark.parametrize("first", ["the word", "the script"])
-async def test_it_is_turned_away(gate: Gate, criu: Criu, first: str) -> None:
+async def test_it_is_turned_away(gate: DumpGate, criu: Criu, first: str) -> None:
     if first == "the word":
         gate.shut()
     script = criu.at("pre-dump")
@@ -73,7 +73,7 @@ async def test_it_is_turned_away(gate: Gate, criu: Criu, first: str) -> None:
     assert await code(script) != 0
 
 
-async def test_the_end_of_the_agent_turns_it_away(gate: Gate, criu: Criu) -> None:
+async def test_the_end_of_the_agent_turns_it_away(gate: DumpGate, criu: Criu) -> None:
     script = criu.at("pre-dump")
     async with asyncio.timeout(SECONDS):
         await gate.heard(WAITING)
@@ -81,17 +81,17 @@ async def test_the_end_of_the_agent_turns_it_away(gate: Gate, criu: Criu) -> Non
     assert await code(script) != 0
 
 
-async def test_an_agent_that_was_started_anew_turns_it_away(gate: Gate, criu: Criu, tmp_path: Path) -> None:
+async def test_an_agent_that_was_started_anew_turns_it_away(gate: DumpGate, criu: Criu, tmp_path: Path) -> None:
     """One that comes to the gate when nobody is there waits for whoever comes next."""
     gate.close()
     script = criu.at("pre-dump")
-    again = Gate(tmp_path / "gate")
+    again = DumpGate(tmp_path / "gate")
     again.shut()
     assert await code(script) != 0
     again.close()
 
 
-async def test_the_last_image_is_told_and_other_stages_are_not(gate: Gate, criu: Criu) -> None:
+async def test_the_last_image_is_told_and_other_stages_are_not(gate: DumpGate, criu: Criu) -> None:
     for stage in ("network-lock", "network-unlock"):
         assert await code(criu.at(stage)) == 0
     assert await code(criu.at("post-dump")) == 0
@@ -99,12 +99,12 @@ async def test_the_last_image_is_told_and_other_stages_are_not(gate: Gate, criu:
         await gate.heard(WRITTEN)
 
 
-async def test_nobody_has_to_hear_it(gate: Gate, criu: Criu) -> None:
+async def test_nobody_has_to_hear_it(gate: DumpGate, criu: Criu) -> None:
     """CRIU has the tasks in its hands then: a script that waited would hold them for ever."""
     gate.close()
     assert await code(criu.at("post-dump")) == 0
 
 
 def test_where_there_is_none_nothing_is_said(tmp_path: Path) -> None:
-    Gate(tmp_path / "none").shut()
+    DumpGate(tmp_path / "none").shut()
     assert not (tmp_path / "none").exists()
