@@ -10,10 +10,11 @@ import json
 import logging
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from agent.base.durable import publish
 from agent.base.errors import AgentError
 from agent.checkpoint import proc
 from agent.doors.docker import Docker
@@ -24,6 +25,8 @@ log = logging.getLogger("agent.kept")
 FOLDER = "policies"
 LOOK_SECONDS = 0.5
 NO = ("", "no")
+NOBODY = "0 ended"
+"""An owner that is never alive."""
 
 Policy = Mapping[str, Any]
 
@@ -52,12 +55,13 @@ def keep(state: Path, container_id: str, wanted: Kept) -> None:
         json.dump({"policy": dict(wanted.policy), "started_at": wanted.started_at, "owner": wanted.owner}, file)
         file.flush()
         os.fsync(file.fileno())
-    part.rename(path)
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    publish(part, path)
+
+
+def give_up(state: Path, container_id: str) -> None:
+    """Its owner, which lives on, has no more to do with it: whoever looks next may let it go on."""
+    if (found := recall(state, container_id)) is not None:
+        keep(state, container_id, replace(found, owner=NOBODY))
 
 
 def recall(state: Path, container_id: str) -> Kept | None:
@@ -94,9 +98,9 @@ def _is_alive(owner: str) -> bool:
     return str(proc.start_time(int(pid))) == started
 
 
-async def give_back(docker: Docker, state: Path, container_id: str, *, given_up: bool = False) -> bool:
+async def give_back(docker: Docker, state: Path, container_id: str) -> bool:
     """Make sure that a container that was started again has its own policy, unless it was given another meanwhile; and
-    one that its owner has left paused (or has given up) goes on, too.
+    one that its owner has left paused goes on, too.
 
     False if that has to be looked at again: a checkpoint of Docker's own is under way.
     """
@@ -110,7 +114,7 @@ async def give_back(docker: Docker, state: Path, container_id: str, *, given_up:
         if not wanted.owner:
             return True  # it is about to be ended, or the journal's recovery sees to it
         first = proc.task(found.pid)
-        if (first is not None and first.tracer) or (_is_alive(wanted.owner) and not given_up):
+        if (first is not None and first.tracer) or _is_alive(wanted.owner):
             return False  # to go on beneath a CRIU would ruin it
         if found.paused:
             await docker.unpause(container_id)
@@ -120,8 +124,8 @@ async def give_back(docker: Docker, state: Path, container_id: str, *, given_up:
     return True
 
 
-async def until_given_back(docker: Docker, state: Path, container_id: str, *, given_up: bool = False) -> None:
-    while not await give_back(docker, state, container_id, given_up=given_up):
+async def until_given_back(docker: Docker, state: Path, container_id: str) -> None:
+    while not await give_back(docker, state, container_id):
         await asyncio.sleep(LOOK_SECONDS)
 
 

@@ -66,7 +66,8 @@ async def _create_and_end(docker: Docker, state: Path, found: Container, name: s
             raise StepFailed(f"{found.name} was unpaused by somebody while its checkpoint was taken: it is of no use")
     except BaseException:
         # no deadline: as long as a CRIU has it, to go on would ruin it, and a cancel must come out as one
-        await to_the_end(kept.until_given_back(docker, state, found.id, given_up=True))
+        kept.give_up(state, found.id)  # where dockerd is away just now, the agent sees to it when that is back
+        await to_the_end(kept.until_given_back(docker, state, found.id))
         raise
     await to_the_end(_end(docker, found, group))
 

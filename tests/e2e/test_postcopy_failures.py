@@ -4,7 +4,10 @@ from collections.abc import Callable
 
 import pytest
 
+from agent.runtime import handover
+from agent.strategy.dump import DUMPS
 from lab.cluster import Cluster
+from lab.host import Host
 from protocol.commands import Resolve
 from protocol.errors import ErrorCode
 from tests.e2e.archives import policy
@@ -47,12 +50,22 @@ async def test_an_agent_is_away_while_pages_are_missing(moves: Cluster, side: st
         await clean(moves, A, B)
 
 
+def criu_dies(host: Host, place: str) -> None:
+    """The CRIU that is at work in a folder of ours, by its number."""
+    script = (
+        'for p in /proc/[0-9]*; do [ "$(cat $p/comm)" = criu ] || continue; '
+        'case "$(readlink $p/cwd) $(tr "\\0" " " <$p/cmdline)" in *"$0"*) echo "${p#/proc/}";; esac; done 2>/dev/null'
+    )
+    [first, *_] = host.run(["sh", "-c", script, place]).stdout.split()
+    host.run(["kill", "-KILL", first])
+
+
 def daemon_dies(moves: Cluster) -> None:
-    moves[B].run(["sh", "-c", "kill -9 $(pgrep -f '^criu lazy-pages' | head -1)"])
+    criu_dies(moves[B], handover.ROOT)
 
 
 def page_server_dies(moves: Cluster) -> None:
-    moves[A].run(["sh", "-c", "kill -9 $(pgrep -x criu)"])
+    criu_dies(moves[A], str(DUMPS))
 
 
 @pytest.mark.parametrize("breaks", [daemon_dies, page_server_dies])

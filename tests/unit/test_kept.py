@@ -83,7 +83,8 @@ async def test_one_that_its_owner_gives_up_goes_on_whatever_its_policy(tmp_path:
     here.paused = True
     kept.keep(tmp_path, CONTAINER, Kept({"Name": "no"}, "first", kept.me()))
     assert not await kept.give_back(here, tmp_path, CONTAINER)
-    assert await kept.give_back(here, tmp_path, CONTAINER, given_up=True)
+    kept.give_up(tmp_path, CONTAINER)
+    assert await kept.give_back(here, tmp_path, CONTAINER)
     assert (here.policy, here.paused) == ("no", False)
     assert kept.recall(tmp_path, CONTAINER) is None
 
@@ -92,8 +93,9 @@ async def test_nothing_goes_on_beneath_a_criu(tmp_path: Path, monkeypatch: pytes
     here = docker(runs=True, started="first")
     here.paused = True
     kept.keep(tmp_path, CONTAINER, Kept({"Name": "always"}, "first", kept.me()))
+    kept.give_up(tmp_path, CONTAINER)
     monkeypatch.setattr(proc, "task", lambda pid: proc.Task(pid, 1, "t", 77, 0))
-    assert not await kept.give_back(here, tmp_path, CONTAINER, given_up=True)
+    assert not await kept.give_back(here, tmp_path, CONTAINER)
     assert here.paused
 
 
