@@ -189,7 +189,7 @@ class SentPart(WireModel):
     bytes: int
 
 
-class FileHash(WireModel):
+class ImageFile(WireModel):
     """One CRIU image as it must lie in the target's memory."""
 
     name: str
@@ -200,7 +200,7 @@ class Manifest(WireModel):
     """Sent last: all that must have arrived, or nothing is restored."""
 
     parts: tuple[SentPart, ...]
-    images: tuple[FileHash, ...]
+    images: tuple[ImageFile, ...]
     tasks: int
 
 

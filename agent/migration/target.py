@@ -29,6 +29,7 @@ from agent.migration.run import Run
 from agent.network import identity, lock
 from agent.prework import container_log, init
 from agent.prework.stream import unpacked
+from agent.runtime import handover
 from protocol.errors import ErrorCode
 from protocol.peer import Arrival, Created, Manifest, Offer, Prepared, Running, SentPart, Staged
 from protocol.status import Phase
@@ -177,7 +178,7 @@ class Target:
         if self._staged is not None:
             self._hand_over.give_images_to(self._staged.ids)
         await self.following.ask()
-        self._hand_over.say("restore")
+        self._hand_over.say(handover.RESTORE)
         await self._restored()
         await self._taken_over()
         result = self._hand_over.result()
@@ -303,7 +304,7 @@ class Target:
         if not hand_over.path.exists():
             return
         await self.following.stop()
-        hand_over.say("discard")
+        hand_over.say(handover.DISCARD)
         result = await hand_over.outcome(self._host.settings.deadlines.docker)
         if result is not None and result.pid:
             await held.end(hand_over, result)

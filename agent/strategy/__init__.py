@@ -6,7 +6,7 @@ from typing import Protocol
 from agent.base.shell import Shell
 from agent.checkpoint.criu import CriuOptions
 from agent.doors.peer_client import PeerClient
-from protocol.peer import FileHash, SentPart
+from protocol.peer import ImageFile, SentPart
 
 
 class Progress(Protocol):
@@ -43,7 +43,7 @@ class Strategy(Protocol):
     async def copy_while_running(self, memory: Memory) -> None:
         """Whatever can be sent, or made ready, before the freeze."""
 
-    async def dump_and_send(self, memory: Memory) -> tuple[SentPart, tuple[FileHash, ...]]:
+    async def dump_and_send(self, memory: Memory) -> tuple[SentPart, tuple[ImageFile, ...]]:
         """The container is frozen: dump it and send the images; what they are, for the manifest.
 
         Raises:

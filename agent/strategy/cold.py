@@ -14,7 +14,7 @@ from agent.base.tasks import both
 from agent.checkpoint import segments
 from agent.strategy import Memory, Progress
 from agent.strategy.dump import Dump
-from protocol.peer import FileHash, SentPart
+from protocol.peer import ImageFile, SentPart
 
 
 class Cold:
@@ -37,7 +37,7 @@ class Cold:
         await dump.make_ready(memory.container_id, memory.resident_bytes, memory.options)
         await dump.start(memory.container_id, "the source")
 
-    async def dump_and_send(self, memory: Memory) -> tuple[SentPart, tuple[FileHash, ...]]:
+    async def dump_and_send(self, memory: Memory) -> tuple[SentPart, tuple[ImageFile, ...]]:
         dump = self._dump_of(memory.shell, memory.migration)
         finished = asyncio.Event()
         stream = self._counted(memory.progress, segments.follow(dump.images, finished))
@@ -46,9 +46,9 @@ class Cold:
         memory.progress.part_done(part.name, part.bytes, began, frozen=True)
         return part, self._described(dump.images)
 
-    def _described(self, images: Path) -> tuple[FileHash, ...]:
+    def _described(self, images: Path) -> tuple[ImageFile, ...]:
         return tuple(
-            FileHash(name=path.name, size=path.stat().st_size) for path in sorted(images.iterdir()) if path.is_file()
+            ImageFile(name=path.name, size=path.stat().st_size) for path in sorted(images.iterdir()) if path.is_file()
         )
 
     async def _counted(self, progress: Progress, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

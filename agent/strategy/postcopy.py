@@ -19,7 +19,7 @@ from agent.doors.pages import PageChannel
 from agent.strategy import Memory
 from agent.strategy.cold import Cold
 from agent.strategy.dump import DUMPS, first_of
-from protocol.peer import FileHash, SentPart
+from protocol.peer import ImageFile, SentPart
 
 log = logging.getLogger("agent.pages")
 
@@ -78,7 +78,7 @@ class PostCopy(Cold):
                 failing.because(error)
             await asyncio.sleep(LINK_AGAIN_SECONDS)
 
-    async def dump_and_send(self, memory: Memory) -> tuple[SentPart, tuple[FileHash, ...]]:
+    async def dump_and_send(self, memory: Memory) -> tuple[SentPart, tuple[ImageFile, ...]]:
         images = self._dump_of(memory.shell, memory.migration).images
         finished = asyncio.Event()
         began = time.monotonic()

@@ -18,7 +18,7 @@ from agent.base.tasks import beside
 from agent.base.undo import Undo
 from agent.checkpoint.segments import END, SEGMENT, header, padding
 from protocol.errors import ErrorCode
-from protocol.peer import Answer, Created, FileHash, Manifest, Offer, Prepared, Running, SentPart, Staged
+from protocol.peer import Answer, Created, ImageFile, Manifest, Offer, Prepared, Running, SentPart, Staged
 
 log = logging.getLogger("agent.restore")
 
@@ -115,7 +115,7 @@ class _Feed:
         self._id = offer.migration
         self._target = target
         self._parts: list[SentPart] = []
-        self._files: list[FileHash] = []
+        self._files: list[ImageFile] = []
 
     async def _next(self, prefix: str) -> str | None:
         """Go on to the next member if its name begins so; what nobody needs is read over."""
@@ -211,7 +211,7 @@ class _Feed:
                 raise CorruptPart(f"the archive has an image of a name that CRIU does not use: {name[:200]!r}")
             async for chunk in self._segments(name):
                 yield chunk
-            self._files.append(FileHash(name=name, size=self._reader.hash_of(member).bytes))
+            self._files.append(ImageFile(name=name, size=self._reader.hash_of(member).bytes))
         yield END
 
 

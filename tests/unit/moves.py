@@ -27,7 +27,7 @@ from protocol.peer import (
     Answer,
     Created,
     DecisionKind,
-    FileHash,
+    ImageFile,
     Manifest,
     Offer,
     Prepared,
@@ -336,7 +336,7 @@ class FakeStrategy:
     async def copy_while_running(self, *_: object) -> None:
         pass
 
-    async def dump_and_send(self, *_: object) -> tuple[SentPart, tuple[FileHash, ...]]:
+    async def dump_and_send(self, *_: object) -> tuple[SentPart, tuple[ImageFile, ...]]:
         self.dump()
         return SentPart(name="images", sha256="", bytes=0), ()
 
