@@ -69,6 +69,8 @@ class Announcer:
                 memory_free_bytes=proc.memory_available(),
                 running=sum(one.state == "running" for one in self._containers.values()),
                 migrations=len(self._migrations),
+                migrations_limit=self._settings.limits.migrations,
+                memory_reserve_bytes=self._settings.limits.memory_reserve_bytes,
             ),
         )
 

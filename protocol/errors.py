@@ -48,6 +48,9 @@ class ErrorCode(StrEnum):
     NO_SPACE = "no-space"
     NO_MEMORY = "no-memory"
     BLACKOUT_TOO_LONG = "blackout-too-long"
+    HOST_CORDONED = "host-cordoned"
+    NO_TARGET = "no-target"
+    TOO_LITTLE_TIME = "too-little-time"
     # taken back
     COMMAND_FAILED = "command-failed"
     DOCKER_FAILED = "docker-failed"

@@ -71,6 +71,12 @@ class HostStatus(WireModel):
     memory_free_bytes: int = 0
     running: int = 0
     migrations: int = 0
+    migrations_limit: int = 4
+    """As many may be under way at the same time."""
+    memory_reserve_bytes: int = 0
+    """Of what is free, left alone when it takes a container."""
+    cordoned: bool = False
+    """It takes no containers: it is to be empty (docs/evacuate.md)."""
 
 
 class ContainerStatus(WireModel):

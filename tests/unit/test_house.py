@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[2]
 FLOORS = [
     {"agent.cli", "agent.daemon"},
     {"agent.dispatcher", "agent.announcer", "agent.inventory", "agent.logs"},
+    {"agent.shutdown"},
     {"agent.vault"},
     {"agent.migration"},
     {"agent.strategy"},
