@@ -21,7 +21,7 @@ ADDRESS = Address(2)
 CONTROLLER = "controller"
 PKI = "/etc/transship/pki"
 _DAYS = 30
-_CONFIGURATION = f"""\
+CONFIGURATION = f"""\
 user root
 persistence true
 persistence_location /var/lib/mosquitto/
@@ -37,7 +37,7 @@ cafile {PKI}/ca.crt
 certfile {PKI}/host.crt
 keyfile {PKI}/host.key
 """
-_ACL = Path(__file__).parents[1] / "systemd" / "mosquitto.acl"
+ACL = Path(__file__).parents[1] / "systemd" / "mosquitto.acl"
 """The one that is shipped for real brokers."""
 
 
@@ -68,16 +68,16 @@ class Authority:
         self.ca_file.write_bytes(certificate)
         _write_private(self.folder / "ca.key", key)
 
-    def issue(self, name: str, address: Address) -> tuple[str, str]:
-        """Make a certificate and its key for a machine of the lab, good on the relay's loopback address too."""
-        names, ips = [name, "localhost"], [address.v4, address.v6, "127.0.0.1", "::1"]
+    def issue(self, name: str, *addresses: str) -> tuple[str, str]:
+        """Make a certificate and its key for a machine of the lab, good on loopback addresses too, as the relay's."""
+        names, ips = [name, "localhost"], [*addresses, "127.0.0.1", "::1"]
         ca_key = (self.folder / "ca.key").read_bytes()
         certificate, key = pki.issue(self.ca_file.read_bytes(), ca_key, name, names, ips, _DAYS)
         return certificate.decode(), key.decode()
 
     def equip(self, node: Node) -> None:
         """Put the authority's and the machine's own certificate into a machine that has not started yet."""
-        certificate, key = self.issue(node.name, node.address)
+        certificate, key = self.issue(node.name, node.address.v4, node.address.v6)
         node.seed(f"{PKI}/ca.crt", self.ca_file.read_text())
         node.seed(f"{PKI}/host.crt", certificate)
         node.seed(f"{PKI}/host.key", key, 0o600)
@@ -98,8 +98,8 @@ class Broker:
 
     def create(self) -> None:
         self.authority.equip(self.node)
-        self.node.seed("/etc/mosquitto/lab.conf", _CONFIGURATION)
-        self.node.seed("/etc/mosquitto/acl", _ACL.read_text(), 0o600)
+        self.node.seed("/etc/mosquitto/lab.conf", CONFIGURATION)
+        self.node.seed("/etc/mosquitto/acl", ACL.read_text(), 0o600)
         lines = [f"{user}:{password}\n" for user, password in self.passwords.items()]
         self.node.seed("/etc/mosquitto/passwords", "".join(lines), 0o600)
 

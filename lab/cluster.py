@@ -48,7 +48,7 @@ class Cluster:
             for host in lab.hosts.values():
                 say(f"{host.name}: transship setup; transship agent")
                 host.run([TRANSSHIP, "setup"], timeout=60)
-                host.agent.always(_deadlines() | dict(agent or {}))
+                host.agent.always(deadlines(PATIENCE) | dict(agent or {}))
                 host.start_agent()
             asyncio.run(cluster.until_ready())
         except BaseException:
@@ -127,13 +127,13 @@ class Cluster:
             yield Moving(controller, source, first, replies)
 
 
-def _deadlines() -> dict[str, Any]:
+def deadlines(patience: float) -> dict[str, Any]:
     """For agents on a slow machine; on any other they have those that users have."""
-    if PATIENCE == 1:
+    if patience == 1:
         return {}
     usual = config.Deadlines()
     slower = ("connect", "offer", "stage", "freeze", "dump", "prepare", "go", "docker")
-    return {"deadlines": {name: getattr(usual, name) * PATIENCE for name in slower}}
+    return {"deadlines": {name: getattr(usual, name) * patience for name in slower}}
 
 
 def migration(container: str, target: str, **fields: Any) -> Migrate:

@@ -15,7 +15,7 @@ _MEMORY_MIB = 4096
 PYTHON = "/opt/transship/bin/python"
 """In the machine: with the agent's dependencies and pytest."""
 PLACE = "/root/transship"
-_SLOWER = 8
+SLOWER = 8
 """How many times more time everything is given inside."""
 
 
@@ -41,7 +41,7 @@ def run(argv: Sequence[str], timeout: float, output: Output, say: Output = lambd
         say(f"kernel {kernel}, up after {machine.seconds_to_boot:.0f} s")
         # A script of the checkout finds its Python as everywhere else.
         path = f"{Path(PYTHON).parent}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-        env = {"PATH": path, "TRANSSHIP_LAB_PATIENCE": str(PATIENCE * _SLOWER)}
+        env = {"PATH": path, "TRANSSHIP_LAB_PATIENCE": str(PATIENCE * SLOWER)}
         return machine.run(argv, check=False, timeout=timeout, cwd=PLACE, env=env, output=output).returncode
 
 

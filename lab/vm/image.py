@@ -100,6 +100,13 @@ def ensure() -> Image:
     return Image(disk, kernel, initrd)
 
 
+def cached_image(name: str) -> str:
+    """Tell where one of the lab's workload images lies in a machine."""
+    if name not in _IMAGES:
+        raise LabError(f"machines have the images {', '.join(_IMAGES)}")
+    return f"{_CACHE_INSIDE}/images/{images.ensure(name).name}"
+
+
 def _layer() -> roots.Layer:
     constraints = (roots.CHECKOUT / "constraints.txt").read_text()
     return roots.Layer("vm", _RECIPE, roots.venv(), (("constraints", constraints),))

@@ -100,14 +100,14 @@ class Machine:
             raise
         self.seconds_to_boot = time.monotonic() - began
 
-    def reboot(self) -> None:
-        """Restart it as `systemctl reboot` does, with the same disk."""
-        self._down("reboot")
+    def reboot(self, timeout: float = BOOT_SECONDS) -> None:
+        """Restart it as `systemctl reboot` does, with the same disk; `timeout` is for the way down."""
+        self._down("reboot", timeout)
         self.start()
 
-    def poweroff(self) -> None:
-        """Switch it off in order."""
-        self._down("poweroff")
+    def poweroff(self, timeout: float = BOOT_SECONDS) -> None:
+        """Switch it off in order; `start` switches it on again, with the same disk."""
+        self._down("poweroff", timeout)
 
     def kill(self) -> None:
         """Cut its power; its disk stays as it was at that moment. Nothing happens if it is off."""
@@ -189,14 +189,14 @@ class Machine:
         error.add_note((log.read_text() if log.exists() else "") + self.console()[-3000:])
         return error
 
-    def _down(self, verb: str) -> None:
+    def _down(self, verb: str, timeout: float) -> None:
         if self._process is None:
             raise LabError(f"{self.spec.name} is off")
         self.run(["systemctl", "--no-block", verb])
         try:
-            self._process.wait(BOOT_SECONDS)
+            self._process.wait(timeout)
         except TimeoutExpired:
-            raise self._failed(f"did not {verb} within {BOOT_SECONDS:g} s") from None
+            raise self._failed(f"did not {verb} within {timeout:g} s") from None
         finally:
             self.kill()
 
