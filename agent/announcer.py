@@ -6,6 +6,7 @@ Also listens: what the other hosts say of themselves, so that a command for an u
 import logging
 import os
 import time
+from datetime import datetime
 
 from agent import __version__
 from agent.base.config import Settings
@@ -36,6 +37,7 @@ class Announcer:
         self._containers: dict[str, ContainerStatus] = {}
         self._engine: Engine | None = None
         self._migrations: set[str] = set()
+        self._certificates: tuple[datetime | None, str] = (None, "")
 
     # --- the other hosts ---
 
@@ -71,12 +73,19 @@ class Announcer:
                 migrations=len(self._migrations),
                 migrations_limit=self._settings.limits.migrations,
                 memory_reserve_bytes=self._settings.limits.memory_reserve_bytes,
+                certificates_until=self._certificates[0],
+                certificates_warning=self._certificates[1],
             ),
         )
 
     async def engine_changed(self, engine: Engine | None) -> None:
         """None: dockerd does not answer."""
         self._engine = engine
+        self._publish_host()
+
+    async def certificates(self, until: datetime | None, warning: str) -> None:
+        """When they end, and what is to be said about that."""
+        self._certificates = (until, warning)
         self._publish_host()
 
     async def publish_container(self, container: ContainerStatus) -> None:

@@ -15,6 +15,7 @@ from agent.base.config import Settings
 from agent.base.errors import AgentError
 from agent.base.pace import Pace
 from agent.base.shell import Shell
+from agent.certificates import Certificates
 from agent.dispatcher import Dispatcher
 from agent.doors import systemd
 from agent.doors.docker import Docker
@@ -86,6 +87,7 @@ class Agent:
         self.dispatcher = Dispatcher(self.host, self.announcer, self.sources, self.targets, self.vault, self.natives)
         self.inventory = Inventory(self.host.docker, settings.host, self.announcer, engine=self.host.engine)
         self._server = PeerServer(settings.peer, self.targets, self.natives)
+        self.certificates = Certificates(settings, self.announcer, self._server.reload)
 
     def peer(self, name: str, last_url: str = "") -> PeerClient:
         """A client for a peer, at the address that it says of itself, or `last_url` until it has said one."""
@@ -136,6 +138,7 @@ class Agent:
             asyncio.create_task(self.inventory.run(), name="inventory"),
             asyncio.create_task(self._watchdog(), name="watchdog"),
             asyncio.create_task(self.schedule.run(), name="scheduled checkpoints"),
+            asyncio.create_task(self.certificates.run(), name="certificates"),
         ]
         systemd.notify("READY=1", f"STATUS=agent of {self._settings.host}")
         log.info("agent of %s is up", self._settings.host)
@@ -189,7 +192,9 @@ async def _main(settings: Settings) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
-    await Agent(settings).run(stopped)
+    agent = Agent(settings)
+    loop.add_signal_handler(signal.SIGHUP, agent.certificates.look_now)
+    await agent.run(stopped)
 
 
 def main(settings_file: Path = config.DEFAULT_FILE, verbose: int = 0) -> int:

@@ -77,6 +77,10 @@ class HostStatus(WireModel):
     """Of what is free, left alone when it takes a container."""
     cordoned: bool = False
     """It takes no containers: it is to be empty (docs/evacuate.md)."""
+    certificates_until: Timestamp | None = None
+    """When the first of the certificates ends that it needs for its peers and the broker."""
+    certificates_warning: str = ""
+    """What is wrong with them, or will be soon."""
 
 
 class ContainerStatus(WireModel):

@@ -40,6 +40,8 @@ class PeerLink(_Section):
     key: Path = Path("/etc/transship/pki/host.key")
     allow: Annotated[tuple[HostName, ...], Field()] = ()
     """Common names that may be a source or target for this host; empty allows none."""
+    expiry_warning_days: float = Field(default=30.0, ge=0)
+    """From so long before a certificate ends on, its host says so in its log, its status and by an event."""
 
 
 class Limits(_Section):

@@ -71,6 +71,16 @@ def common_name(cert: bytes) -> str:
     return str(attribute.value)
 
 
+def expiry(certificates: bytes) -> datetime:
+    """When the first of the certificates in a PEM file ends.
+
+    Raises:
+        ValueError: there is none in it.
+
+    """
+    return min(one.not_valid_after_utc for one in x509.load_pem_x509_certificates(certificates))
+
+
 def _name(common_name: str) -> x509.Name:
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
 

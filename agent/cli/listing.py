@@ -59,10 +59,9 @@ def _host_row(host: HostStatus) -> tuple[str, ...]:
 
 def _lacks(host: HostStatus) -> list[str]:
     """Why this host can't give or take containers, as far as it says."""
-    engine = host.engine
+    engine, lacks = host.engine, [escape(host.certificates_warning)] if host.certificates_warning else []
     if engine is None or not engine.docker:
-        return ["dockerd does not answer"]
-    lacks = []
+        return [*lacks, "dockerd does not answer"]
     if not engine.criu:
         lacks.append("no CRIU")
     if not engine.runtime_registered:

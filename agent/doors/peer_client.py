@@ -20,7 +20,7 @@ from agent.base.errors import Refused, TransferFailed, from_wire
 from agent.base.tasks import all_of
 from agent.doors.pages import HEARTBEAT_SECONDS, LARGEST_MESSAGE
 from agent.doors.peer_server import Stream
-from agent.doors.tls import client_context, watch_for_death
+from agent.doors.tls import ClientTls, watch_for_death
 from protocol.base import WireModel
 from protocol.errors import ErrorCode, ErrorInfo
 from protocol.peer import (
@@ -57,7 +57,12 @@ class PeerClient:
         self.name = name
         self.url = url
         self._deadlines = deadlines
-        self._context = client_context(link)
+        try:
+            self._tls = ClientTls(link)
+        except OSError as error:  # ssl.SSLError is one
+            raise TransferFailed(
+                f"the certificates of this host are not usable: {error}", hint="`transship setup --check` says why"
+            ) from None
         self._session: aiohttp.ClientSession | None = None
         self._last_base = ""
         self.answer: Answer | None = None
@@ -75,9 +80,12 @@ class PeerClient:
             self._session = None
 
     def _open_session(self) -> aiohttp.ClientSession:
+        self._tls.look()
         if self._session is None:
             # keep-alive for long: in the blackout no handshake may be needed
-            connector = aiohttp.TCPConnector(ssl=self._context, keepalive_timeout=600, limit=8, socket_factory=_socket)
+            connector = aiohttp.TCPConnector(
+                ssl=self._tls.context, keepalive_timeout=600, limit=8, socket_factory=_socket
+            )
             self._session = aiohttp.ClientSession(connector=connector, auto_decompress=False)
         return self._session
 

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from agent.base.config import PeerLink
 from agent.base.errors import AgentError, CorruptPart, Refused, TransferFailed
 from agent.doors import pages
-from agent.doors.tls import server_context, watch_for_death
+from agent.doors.tls import ServerTls, watch_for_death
 from protocol.base import WireModel
 from protocol.errors import Consequence, ErrorCode, ErrorInfo
 from protocol.peer import (
@@ -98,6 +98,7 @@ class PeerServer:
         self._handler = handler
         self._native = native
         self._runner: web.AppRunner | None = None
+        self._tls: ServerTls | None = None
 
     async def start(self) -> None:
         """Raises OSError or ssl.SSLError: the certificates are unusable, or the port is taken."""
@@ -128,10 +129,16 @@ class PeerServer:
         )
         self._runner = web.AppRunner(app, access_log=None, read_bufsize=READ_BUFFER, shutdown_timeout=2.0)
         await self._runner.setup()
+        self._tls = ServerTls(self._link)
         site = web.TCPSite(
-            self._runner, self._link.listen, self._link.port, ssl_context=server_context(self._link), reuse_address=True
+            self._runner, self._link.listen, self._link.port, ssl_context=self._tls.context, reuse_address=True
         )
         await site.start()
+
+    def reload(self) -> None:
+        """Take up certificates that have changed now, not with the next connection."""
+        if self._tls is not None:
+            self._tls.look()
 
     async def close(self) -> None:
         if self._runner is not None:
@@ -143,7 +150,6 @@ class PeerServer:
     ) -> web.StreamResponse:
         try:
             peer = peer_name(request)
-            request["peer"] = peer
             if peer not in self._link.allow:
                 raise Refused(
                     ErrorCode.PEER_NOT_ALLOWED,
@@ -177,19 +183,19 @@ class PeerServer:
             return _refusal(info, 500)
 
     async def _probe(self, request: web.Request) -> web.Response:
-        return _answer(await self._handler.probe(request["peer"], _stream(request)))
+        return _answer(await self._handler.probe(peer_name(request), _stream(request)))
 
     async def _offer(self, request: web.Request) -> web.Response:
         offer = await _message(request, Offer)
-        if offer.migration != request.match_info["id"] or offer.source != request["peer"]:
+        if offer.migration != request.match_info["id"] or offer.source != peer_name(request):
             raise Refused(ErrorCode.PEER_NOT_ALLOWED, "the offer is not the caller's own")
-        return _answer(await self._handler.offer(request["peer"], offer))
+        return _answer(await self._handler.offer(peer_name(request), offer))
 
     async def _native_offer(self, request: web.Request) -> web.Response:
         offer = await _message(request, NativeOffer)
         if offer.migration != request.match_info["id"]:
             raise Refused(ErrorCode.BAD_COMMAND, "the offer is of another migration")
-        await self._native.offer(request["peer"], offer)
+        await self._native.offer(peer_name(request), offer)
         return web.Response(status=204)
 
     async def _native_take(self, request: web.Request) -> web.Response:
@@ -199,14 +205,14 @@ class PeerServer:
         self, request: web.Request, name: str, take: Callable[[str, str, Stream], Awaitable[None]]
     ) -> web.Response:
         stream = _stream(request)
-        await take(request["peer"], request.match_info["id"], stream)
+        await take(peer_name(request), request.match_info["id"], stream)
         return _answer(stream.part(name))
 
     async def _layers(self, request: web.Request) -> web.Response:
         return await self._take(request, "layers", self._handler.layers)
 
     async def _create(self, request: web.Request) -> web.Response:
-        return _answer(await self._handler.create(request["peer"], request.match_info["id"]))
+        return _answer(await self._handler.create(peer_name(request), request.match_info["id"]))
 
     async def _log(self, request: web.Request) -> web.Response:
         return await self._take(request, "log", self._handler.log)
@@ -215,7 +221,7 @@ class PeerServer:
         return await self._take(request, "printed", self._handler.printed)
 
     async def _stage(self, request: web.Request) -> web.Response:
-        return _answer(await self._handler.stage(request["peer"], request.match_info["id"]))
+        return _answer(await self._handler.stage(peer_name(request), request.match_info["id"]))
 
     async def _files(self, request: web.Request) -> web.Response:
         name = request.match_info["name"]
@@ -230,7 +236,7 @@ class PeerServer:
 
     async def _prepare(self, request: web.Request) -> web.Response:
         manifest = await _message(request, Manifest)
-        return _answer(await self._handler.prepare(request["peer"], request.match_info["id"], manifest))
+        return _answer(await self._handler.prepare(peer_name(request), request.match_info["id"], manifest))
 
     async def _pages(self, request: web.Request) -> web.StreamResponse:
         socket = web.WebSocketResponse(
@@ -238,7 +244,7 @@ class PeerServer:
         )
         await socket.prepare(request)
         try:
-            await self._handler.pages(request["peer"], request.match_info["id"], socket)
+            await self._handler.pages(peer_name(request), request.match_info["id"], socket)
         except AgentError as error:  # there is no other answer to a link that is up
             wire.debug("= pages: %s", error)
         finally:
@@ -246,25 +252,25 @@ class PeerServer:
         return socket
 
     async def _arrived(self, request: web.Request) -> web.Response:
-        return _answer(await self._handler.arrived(request["peer"], request.match_info["id"]))
+        return _answer(await self._handler.arrived(peer_name(request), request.match_info["id"]))
 
     async def _go(self, request: web.Request) -> web.Response:
-        return _answer(await self._handler.go(request["peer"], request.match_info["id"]))
+        return _answer(await self._handler.go(peer_name(request), request.match_info["id"]))
 
     async def _alive(self, request: web.Request) -> web.Response:
-        await self._handler.alive(request["peer"], request.match_info["id"])
+        await self._handler.alive(peer_name(request), request.match_info["id"])
         return web.Response(status=204)
 
     async def _forget(self, request: web.Request) -> web.Response:
-        await self._handler.forget(request["peer"], request.match_info["id"])
+        await self._handler.forget(peer_name(request), request.match_info["id"])
         return web.Response(status=204)
 
     async def _discard(self, request: web.Request) -> web.Response:
-        await self._handler.discard(request["peer"], request.match_info["id"])
+        await self._handler.discard(peer_name(request), request.match_info["id"])
         return web.Response(status=204)
 
     async def _decision(self, request: web.Request) -> web.Response:
-        return _answer(await self._handler.decision(request["peer"], request.match_info["id"]))
+        return _answer(await self._handler.decision(peer_name(request), request.match_info["id"]))
 
 
 def peer_name(request: web.Request) -> str:

@@ -1,15 +1,20 @@
 """The peer link below HTTP: TLS 1.3 only, with certificates of the cluster's own CA on both sides; its time-outs."""
 
+import logging
 import socket
 import ssl
+from pathlib import Path
 
 from agent.base.config import PeerLink
+
+log = logging.getLogger("agent.peer")
 
 
 def server_context(link: PeerLink) -> ssl.SSLContext:
     """Accepts only clients with a certificate; raises OSError or ssl.SSLError for unusable files."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.verify_mode = ssl.CERT_REQUIRED
+    context.num_tickets = 0  # no resumption: each connection shows its certificate, which may have ended meanwhile
     return _common(context, link)
 
 
@@ -24,6 +29,86 @@ def _common(context: ssl.SSLContext, link: PeerLink) -> ssl.SSLContext:
     context.load_verify_locations(link.ca)
     context.load_cert_chain(link.certificate, link.key)
     return context
+
+
+Stamp = tuple[tuple[int, int, int], ...]
+
+
+def stamp(*files: Path) -> Stamp:
+    """Changes with any of the files; a file that is not there counts as one that has changed."""
+    found = []
+    for file in files:
+        try:
+            stat = file.stat()
+            found.append((stat.st_ino, stat.st_mtime_ns, stat.st_size))
+        except OSError:
+            found.append((0, 0, 0))
+    return tuple(found)
+
+
+class _Reloading:
+    """What was made of the certificate files, made again at its next use after they have changed.
+
+    Files are changed one by one, and those of the moment between do not fit each other: then the old ones stay in use.
+    """
+
+    def __init__(self, link: PeerLink) -> None:
+        self._link = link
+        self._stamp: Stamp = self._now()
+
+    def _now(self) -> Stamp:
+        return stamp(self._link.ca, self._link.certificate, self._link.key)
+
+    def look(self) -> bool:
+        """Take up files that have changed, if they are usable; whether they were. Some microseconds if they are not."""
+        now = self._now()
+        if now == self._stamp:
+            return False
+        self._stamp = now
+        try:
+            self._take_up()
+        except (OSError, ssl.SSLError) as error:
+            log.warning("the certificates have changed and are not usable; those before stay in use: %s", error)
+            return False
+        return True
+
+    def _take_up(self) -> None:
+        raise NotImplementedError
+
+
+class ServerTls(_Reloading):
+    """For a listening socket. What is connected goes on; each new connection is shown, and checked by, the newest."""
+
+    def __init__(self, link: PeerLink) -> None:
+        """Raises OSError or ssl.SSLError: the files are unusable."""
+        super().__init__(link)
+        self.context = server_context(link)
+        """For the socket, as long as it listens."""
+        self.context.sni_callback = self._newest
+        self._current: ssl.SSLContext | None = None
+
+    def _take_up(self) -> None:
+        self._current = server_context(self._link)
+        log.info("peers are shown the certificate that is in %s now", self._link.certificate)
+
+    def _newest(self, connection: ssl.SSLObject, name: str | None, context: ssl.SSLContext) -> None:
+        """Called early in each handshake: certificate, key and authority are those of the context set here."""
+        self.look()
+        if self._current is not None:
+            connection.context = self._current
+
+
+class ClientTls(_Reloading):
+    """For connections to one peer; its open ones go on, and are found again by the same context."""
+
+    def __init__(self, link: PeerLink) -> None:
+        """Raises OSError or ssl.SSLError: the files are unusable."""
+        super().__init__(link)
+        self.context = client_context(link)
+
+    def _take_up(self) -> None:
+        client_context(self._link)  # first on one that nobody uses: half of a pair would spoil it
+        _common(self.context, self._link)
 
 
 KEEPALIVE_SECONDS = 2

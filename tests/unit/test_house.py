@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 # A room may import the rooms below it, never one above or beside.
 FLOORS = [
     {"agent.cli", "agent.daemon"},
-    {"agent.dispatcher", "agent.announcer", "agent.inventory", "agent.logs"},
+    {"agent.dispatcher", "agent.announcer", "agent.inventory", "agent.certificates", "agent.logs"},
     {"agent.shutdown"},
     {"agent.vault"},
     {"agent.migration"},
