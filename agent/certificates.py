@@ -5,8 +5,9 @@ is about to end: in the log once a day, in the host's status, and as an event.
 """
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -27,10 +28,17 @@ SAY_AGAIN = timedelta(days=1)
 class Certificates:
     """Looks at the host's certificates until it is cancelled; at once when it is told to."""
 
-    def __init__(self, settings: Settings, announcer: Announcer, reload: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        announcer: Announcer,
+        reload: Callable[[], None],
+        connected: Callable[[], Awaitable[None]],
+    ) -> None:
         self._settings = settings
         self._announcer = announcer
         self._reload = reload
+        self._connected = connected
         link, broker = settings.peer, settings.broker
         self._files = [
             link.certificate,
@@ -58,11 +66,9 @@ class Certificates:
                 self._seen = seen
                 self._reload()
                 await self._say()
-            try:
+            with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_SECONDS):
                     await self._told.wait()
-            except TimeoutError:
-                pass
 
     async def _say(self) -> None:
         until, warning = look(self._files, self._settings.peer.expiry_warning_days, utc_now())
@@ -72,6 +78,9 @@ class Certificates:
             log.warning("%s", warning)
             detail = {"message": warning, "until": until.isoformat() if until else ""}
             event = Event(host=self._settings.host, at=utc_now(), kind="certificates-warning", detail=detail)
+            with contextlib.suppress(TimeoutError):  # the status is kept for a broker that comes back; an event is not
+                async with asyncio.timeout(LOOK_SECONDS):
+                    await self._connected()
             await self._announcer.publish_event(event)
         elif last and not warning:
             log.info("the certificates are good until %s", until)

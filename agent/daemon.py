@@ -69,7 +69,7 @@ class Agent:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self.broker = Broker(settings.broker, settings.host, self._command)
+        self.broker = Broker(settings.broker, settings.host, self._command, self._recorded)
         self.announcer = Announcer(settings, self.broker)
         self.host = Host(
             settings,
@@ -87,7 +87,7 @@ class Agent:
         self.dispatcher = Dispatcher(self.host, self.announcer, self.sources, self.targets, self.vault, self.natives)
         self.inventory = Inventory(self.host.docker, settings.host, self.announcer, engine=self.host.engine)
         self._server = PeerServer(settings.peer, self.targets, self.natives)
-        self.certificates = Certificates(settings, self.announcer, self._server.reload)
+        self.certificates = Certificates(settings, self.announcer, self._server.reload, self.broker.until_connected)
 
     def peer(self, name: str, last_url: str = "") -> PeerClient:
         """A client for a peer, at the address that it says of itself, or `last_url` until it has said one."""
@@ -97,6 +97,9 @@ class Agent:
 
     async def _command(self, command: object, answer: object) -> None:
         await self.dispatcher.handle(command, answer)  # type: ignore[arg-type]
+
+    async def _recorded(self, command: object, answer: object) -> bool:
+        return await self.dispatcher.recorded(command, answer)  # type: ignore[arg-type]
 
     async def _docker_event(self, event: DockerEvent) -> None:
         if event.kind != "container":

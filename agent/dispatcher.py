@@ -3,6 +3,7 @@
 The one place where an error ends: it is logged once and becomes a reply.
 """
 
+import hashlib
 import logging
 from collections.abc import Awaitable, Callable
 from typing import Protocol
@@ -13,6 +14,7 @@ from agent import __version__
 from agent.base.errors import AgentError, Refused, StepFailed
 from agent.doors.docker_model import Container
 from agent.migration.host import Host
+from agent.migration.journal import Seen
 from agent.migration.machine import Role
 from agent.migration.moving import untouched
 from agent.migration.report import report
@@ -53,6 +55,11 @@ Answer = Callable[[Reply], Awaitable[None]]
 REPLY: TypeAdapter[Reply] = TypeAdapter(Reply)
 
 
+def digest(command: Command) -> str:
+    """What tells a replay from another command; one that is sent again may have another expiry."""
+    return hashlib.sha256(command.model_dump_json(exclude={"expires_at"}).encode()).hexdigest()
+
+
 class Hosts(Protocol):
     """What is known of the other hosts, from their retained status."""
 
@@ -73,55 +80,85 @@ class Dispatcher:
         self._natives = natives
         self._waiting: dict[str, list[Answer]] = {}
         """Migration -> who wants to know how it ends."""
+        self._doing: dict[str, list[Answer]] = {}
+        """Command -> who has asked for it again meanwhile."""
 
     async def handle(self, command: Command, answer: Answer) -> None:
         """Do a command and answer it; never raises for what the command is about."""
+        seen = await self._host.journal.begin_command(command.id, digest(command))
+        if seen is not None:
+            await self._answer_again(command, seen, answer)
+            return
+        self._doing[command.id] = []
         try:
-            if await self._seen_before(command, answer):
-                return
-            reply = await self._do(command, answer)
+            reply = await self._done(command, answer)
+            if reply is not None:
+                if reply.kind is not ReplyKind.ACCEPTED:
+                    await self._host.journal.end_command(command.id, reply.model_dump_json())
+                await answer(reply)
+        finally:
+            again = self._doing.pop(command.id)
+        for each in again:
+            await self.recorded(command, each)
+
+    async def _done(self, command: Command, answer: Answer) -> Reply | None:
+        try:
+            return await self._do(command, answer)
         except AgentError as failure:
             error = untouched(failure)  # a migration that has begun tells of its end by itself
             log.warning("command %s (%s): %s", command.id, command.kind, error.message)
-            reply = self._reply(command.id, ReplyKind.FAILED, error=error.info())
+            return self._reply(command.id, ReplyKind.FAILED, error=error.info())
         except Exception as error:
             log.exception("command %s (%s) failed", command.id, command.kind)
             info = StepFailed(
                 f"{type(error).__name__}: {error}", hint="a bug: the agent's log has the traceback"
             ).info()
-            reply = self._reply(command.id, ReplyKind.FAILED, error=info)
-        if reply is not None:
-            if reply.kind is not ReplyKind.ACCEPTED:
-                await self._host.journal.end_command(command.id, reply.model_dump_json())
-            await answer(reply)
+            return self._reply(command.id, ReplyKind.FAILED, error=info)
 
-    async def _seen_before(self, command: Command, answer: Answer) -> bool:
-        """Answer a command that came twice from the record: what it did, or that it is still being done."""
-        seen = await self._host.journal.begin_command(command.id)
-        if seen is None:
-            return False
-        migration, reply = seen
-        if reply is not None:
-            await answer(REPLY.validate_json(reply))
-        elif migration is not None and migration in self._waiting:
-            self._waiting[migration].append(answer)
-            await answer(self._reply(command.id, ReplyKind.ACCEPTED, migration=migration))
-        elif migration is not None:
-            await answer(await self._after_restart(command, migration))
-        return True
+    async def recorded(self, command: Command, answer: Answer) -> bool:
+        """Answer a command from the record, if it is in there; whether it was. Nothing is done."""
+        seen = await self._host.journal.seen_command(command.id)
+        if seen is not None:
+            await self._answer_again(command, seen, answer)
+        return seen is not None
 
-    async def _after_restart(self, command: Command, migration: str) -> Reply:
-        """The command began a migration before this agent was restarted: where that is now."""
-        entry = await self._host.journal.get(migration, Role.SOURCE)
-        phase = entry.phase if entry else "unknown"
+    async def _answer_again(self, command: Command, seen: Seen, answer: Answer) -> None:
+        """A command that came twice: what it did, or that it is still being done. Never another one of the same id."""
+        if seen.digest is not None and seen.digest != digest(command):
+            log.warning("command %s (%s) has the id of another command", command.id, command.kind)
+            info = ErrorInfo(
+                code=ErrorCode.BAD_COMMAND,
+                message=f"the id {command.id} is that of another command, which came before",
+                hint="each command needs an id of its own; nothing was done",
+            )
+            await answer(self._reply(command.id, ReplyKind.FAILED, error=info))
+        elif seen.reply is not None:
+            await answer(REPLY.validate_json(seen.reply))
+        elif seen.migration is not None and seen.migration in self._waiting:
+            self._waiting[seen.migration].append(answer)
+            await answer(self._reply(command.id, ReplyKind.ACCEPTED, migration=seen.migration))
+        elif command.id in self._doing:
+            self._doing[command.id].append(answer)
+            await answer(self._reply(command.id, ReplyKind.ACCEPTED))
+        else:
+            await answer(await self._after_restart(command, seen.migration))
+
+    async def _after_restart(self, command: Command, migration: str | None) -> Reply:
+        """The command was begun before this agent was restarted: where its migration is now."""
+        entry = await self._host.journal.get(migration, Role.SOURCE) if migration else None
+        if entry is not None and entry.phase is Phase.DONE:
+            return self._reply(command.id, ReplyKind.FINISHED, migration=migration)
+        what = f"{migration}, which is {entry.phase if entry else 'unknown'} now" if migration else "this command"
         return self._reply(
             command.id,
             ReplyKind.FAILED,
             migration=migration,
             error=ErrorInfo(
                 code=ErrorCode.INTERNAL,
-                message=f"the agent was restarted during {migration}, which is {phase} now",
-                hint=f"`transship migrations`, or the retained status of {migration}",
+                message=f"the agent was restarted during {what}",
+                hint=f"`transship migrations`, or the retained status of {migration}"
+                if migration
+                else "it is not done again under this id: look whether it was done",
             ),
         )
 

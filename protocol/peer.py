@@ -26,15 +26,81 @@
 Errors come back as `protocol.errors.ErrorInfo` with an HTTP status of 4xx or 5xx.
 """
 
+import ipaddress
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, JsonValue
+from pydantic import AfterValidator, BaseModel, Field, JsonValue, StringConstraints, TypeAdapter
 
 from protocol.base import PROTOCOL_VERSION, ContainerId, HostName, MigrationId, WireModel
 from protocol.checkpoint import NativeName
 from protocol.commands import SourcePolicy, TcpPolicy
 from protocol.status import Engine, PhaseTime
+
+Count = Annotated[int, Field(ge=0, lt=1 << 63)]
+"""A number of bytes, or of things: what is reserved by it can only be taken, never given."""
+Digest = Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{64})?$")]
+"""SHA-256, or empty."""
+ImageName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
+
+
+class _Bindings(BaseModel):
+    HostIp: str | None = None
+    HostPort: str | None = None
+
+
+class _Path(BaseModel):
+    Path: str | None = None
+    PathOnHost: str | None = None
+
+
+class _HostConfig(BaseModel):
+    NetworkMode: str | None = None
+    PortBindings: dict[str, list[_Bindings] | None] | None = None
+    Devices: list[_Path] | None = None
+    BlkioDeviceReadBps: list[_Path] | None = None
+    BlkioDeviceWriteBps: list[_Path] | None = None
+    BlkioDeviceReadIOps: list[_Path] | None = None
+    BlkioDeviceWriteIOps: list[_Path] | None = None
+    NanoCpus: int | None = None
+    CpusetCpus: str | None = None
+    SecurityOpt: list[str] | None = None
+    Sysctls: dict[str, str] | None = None
+
+
+class _Ipam(BaseModel):
+    IPv4Address: ipaddress.IPv4Address | Literal[""] | None = None
+    IPv6Address: ipaddress.IPv6Address | Literal[""] | None = None
+
+
+class _End(BaseModel):
+    IPAMConfig: _Ipam | None = None
+    MacAddress: str | None = None
+    GwPriority: int | None = None
+    DriverOpts: dict[str, str] | None = None
+
+
+class _Networking(BaseModel):
+    EndpointsConfig: dict[str, _End | None] | None = None
+
+
+class _Create(BaseModel):
+    """As far as the body is read here, it has the shape that Docker's API gives it; the rest is dockerd's to judge."""
+
+    HostConfig: _HostConfig | None = None
+    NetworkingConfig: _Networking | None = None
+
+
+_SHAPE = TypeAdapter(_Create)
+
+
+def _shaped(body: dict[str, Any]) -> dict[str, Any]:
+    _SHAPE.validate_python(body)
+    return body
+
+
+Create = Annotated[dict[str, Any], AfterValidator(_shaped)]
+"""Body of POST /containers/create."""
 
 
 class ImageRef(WireModel):
@@ -49,7 +115,7 @@ class ImageRef(WireModel):
     config: dict[str, JsonValue] = {}
     """Command, environment and the like of the image: two images with equal layers may differ here."""
     tags: tuple[str, ...] = ()
-    size: int = 0
+    size: Count = 0
 
 
 class Volume(WireModel):
@@ -69,7 +135,7 @@ class Volume(WireModel):
     read_only: bool = False
     copyable: bool = False
     """Of a bind mount: it is a folder, whose content can be sent."""
-    size: int = 0
+    size: Count = 0
 
 
 class Network(WireModel):
@@ -90,7 +156,7 @@ class Listening(WireModel):
     protocol: Literal["tcp", "udp"]
     address: str
     """0.0.0.0 or :: for all of them."""
-    port: int
+    port: int = Field(ge=1, le=65535)
 
 
 class NativeOffer(WireModel):
@@ -100,7 +166,7 @@ class NativeOffer(WireModel):
     migration: MigrationId
     container: str
     checkpoint: NativeName
-    create: dict[str, Any]
+    create: Create
     """Body of POST /containers/create, without runtime and restart policy."""
     restart_policy: dict[str, JsonValue]
     """Set once it runs."""
@@ -125,7 +191,7 @@ class Offer(WireModel):
     target: HostName
     container: str
     container_id: ContainerId
-    create: dict[str, Any]
+    create: Create
     """Body of POST /containers/create, without runtime and restart policy."""
     restart_policy: dict[str, JsonValue]
     """Set on the target once it runs."""
@@ -136,14 +202,14 @@ class Offer(WireModel):
     """By network, the wishes for addresses in `create` that the user has not made: they may be left out."""
     listening: tuple[Listening, ...] = ()
     """On the host's network (`--network host`): what has to be free on the target."""
-    init: str = ""
+    init: Digest = ""
     """SHA-256 of the program that --init has put into it; empty if there is none."""
     tcp: TcpPolicy
     """Never `auto`: the source has resolved it."""
-    memory_bytes: int
+    memory_bytes: Count
     """Resident memory now; the target reserves room for the images of it."""
-    files_bytes: int
-    tasks: int
+    files_bytes: Count
+    tasks: Count
     engine: Engine
     kernel: str
     machine: str
@@ -186,14 +252,14 @@ class SentPart(WireModel):
 
     name: str
     sha256: str
-    bytes: int
+    bytes: Count
 
 
 class ImageFile(WireModel):
     """One CRIU image as it must lie in the target's memory."""
 
-    name: str
-    size: int
+    name: ImageName
+    size: Count
 
 
 class Manifest(WireModel):
@@ -201,7 +267,7 @@ class Manifest(WireModel):
 
     parts: tuple[SentPart, ...]
     images: tuple[ImageFile, ...]
-    tasks: int
+    tasks: Count
 
 
 class Prepared(WireModel):

@@ -1,31 +1,66 @@
 """The little of protobuf that CRIU's statistics and Docker's local log need: varints, and fields by length."""
 
+MOST_VARINT_BYTES = 10
+FIXED = {1: 8, 5: 4}
+"""Bytes of a field by its wire type."""
+
+
+class MalformedError(ValueError):
+    """The bytes are no message."""
+
 
 def varint(data: bytes, at: int) -> tuple[int, int]:
-    """The number at a place, and the place after it; IndexError where the data ends too early."""
-    value = shift = 0
-    while True:
-        byte = data[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
+    """The number at a place, and the place after it.
+
+    Raises:
+        MalformedError: the data ends too early, or it is longer than any number.
+
+    """
+    value = 0
+    for place, byte in enumerate(data[at : at + MOST_VARINT_BYTES]):
+        value |= (byte & 0x7F) << 7 * place
         if not byte & 0x80:
-            return value, at
-        shift += 7
+            return value, at + place + 1
+    raise MalformedError(f"no number at {at} of {len(data)} bytes")
 
 
 def fields(data: bytes) -> dict[int, int | bytes]:
-    """The fields of a message by number, the last of each: numbers, and strings, bytes and messages as bytes."""
+    """The fields of a message by number, the last of each: numbers, and strings, bytes and messages as bytes.
+
+    Raises:
+        MalformedError: it is no message.
+
+    """
     found: dict[int, int | bytes] = {}
     at = 0
     while at < len(data):
-        key, at = varint(data, at)
-        if key & 7 == 0:
-            found[key >> 3], at = varint(data, at)
-        else:
-            length, at = varint(data, at)
-            found[key >> 3] = data[at : at + length]
-            at += length
+        number, start, end = field(data, at)
+        found[number] = varint(data, start)[0] if data[at] & 7 == 0 else data[start:end]
+        at = end
     return found
+
+
+def field(data: bytes, at: int) -> tuple[int, int, int]:
+    """The number of the field at a place, and where its content begins and ends.
+
+    Raises:
+        MalformedError: there is none.
+
+    """
+    key, start = varint(data, at)
+    match key & 7:
+        case 0:
+            _, end = varint(data, start)
+        case 2:
+            length, start = varint(data, start)
+            end = start + length
+        case 1 | 5 as fixed:
+            end = start + FIXED[fixed]
+        case other:
+            raise MalformedError(f"no field at {at}: its kind is {other}")
+    if end > len(data):
+        raise MalformedError(f"the field at {at} ends at {end} of {len(data)} bytes")
+    return key >> 3, start, end
 
 
 def packed(number: int, value: int | bytes) -> bytes:

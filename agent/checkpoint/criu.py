@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from agent.base.errors import DumpFailed
+from agent.base.errors import CorruptPart, DumpFailed
 from agent.base.protobuf import fields
 from agent.runtime import pages
 from protocol.commands import TcpPolicy
@@ -92,9 +92,16 @@ def tasks_in(images: Path) -> int:
     """How many tasks a dump has that live, by its own list of them.
 
     The dead ones, whose parents have not asked for them yet, are in the list too; the kernel keeps them in no cgroup.
+
+    Raises:
+        CorruptPart: it is none.
+
     """
-    pids = [int(fields(entry)[1]) for entry in _entries(images / "pstree.img")]
-    return sum(_lives(images / f"core-{pid}.img") for pid in pids)
+    try:
+        pids = [int(fields(entry)[1]) for entry in _entries(images / "pstree.img")]
+        return sum(_lives(images / f"core-{pid}.img") for pid in pids)
+    except (ValueError, KeyError, FileNotFoundError) as error:
+        raise CorruptPart(f"CRIU's list of tasks is not understood: {error}") from None
 
 
 def _lives(core: Path) -> bool:

@@ -4,7 +4,8 @@ import shutil
 import struct
 from pathlib import Path
 
-from agent.base.protobuf import fields, packed, varint
+from agent.base.errors import CorruptPart
+from agent.base.protobuf import field, fields, packed
 
 FILES = "files.img"
 MAGIC = struct.Struct("<II")
@@ -14,11 +15,21 @@ TIMERFD = 12
 TICKS, LEFT_S, LEFT_NS, EVERY_S, EVERY_NS = 5, 7, 8, 9, 10
 IN_SEQ, SEND_WL1, RECEIVE_WINDOW = 2, 13, 16
 SEQUENCE = 1 << 32
+LARGEST = 1 << 20
+"""Of an entry that is read; they have some hundred bytes."""
 
 
 def mend(folder: Path) -> int:
-    """Let what CRIU has dumped be restored as it was; how many entries had to be told."""
-    return _mend_timers(folder / FILES) + sum(_mend_window(path) for path in folder.glob("tcp-stream-*.img"))
+    """Let what CRIU has dumped be restored as it was; how many entries had to be told.
+
+    Raises:
+        CorruptPart: an image is none.
+
+    """
+    try:
+        return _mend_timers(folder / FILES) + sum(_mend_window(path) for path in folder.glob("tcp-stream-*.img"))
+    except (ValueError, KeyError, struct.error, FileNotFoundError) as error:
+        raise CorruptPart(f"CRIU's images are not understood: {error}") from None
 
 
 def _mend_window(path: Path) -> int:
@@ -32,7 +43,9 @@ def _mend_window(path: Path) -> int:
     with path.open("rb") as image:
         magic = image.read(MAGIC.size)
         (size,) = SIZE.unpack(image.read(SIZE.size))
-        entry = image.read(size)
+        entry = image.read(min(size, LARGEST))
+        if len(entry) < size:
+            raise ValueError(f"{path.name} ends within an entry")
         found = fields(entry)
         if RECEIVE_WINDOW not in found:
             return 0
@@ -60,6 +73,8 @@ def _mend_timers(path: Path) -> int:
     while at < len(data):
         (size,) = SIZE.unpack_from(data, at)
         entry = data[at + SIZE.size : at + SIZE.size + size]
+        if len(entry) < size:
+            raise ValueError(f"{path.name} ends within an entry")
         at += SIZE.size + size
         if (timer := _stopped(entry)) is not None:
             entry = _replaced(entry, TIMERFD, timer)
@@ -86,10 +101,7 @@ def _replaced(message: bytes, number: int, content: bytes) -> bytes:
     """The message with another content of one field."""
     result, at = bytearray(), 0
     while at < len(message):
-        began = at
-        key, at = varint(message, at)
-        length, at = varint(message, at)
-        if key & 7 == 2:
-            at += length
-        result += packed(number, content) if key >> 3 == number else message[began:at]
+        found, _, end = field(message, at)
+        result += packed(number, content) if found == number else message[at:end]
+        at = end
     return bytes(result)

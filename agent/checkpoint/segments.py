@@ -17,6 +17,10 @@ from agent.base.errors import CorruptPart
 SEGMENT = 1 << 20
 BLOCK = tarfile.BLOCKSIZE
 END = b"\0" * (2 * BLOCK)
+MOST_OFFSET = 1 << 46
+"""As for any file (prework.tar.Limits): no file system has larger ones."""
+MOST_OPEN = 128
+"""Files at once: a stream may have any number of them, and the agent has other things to open."""
 LOOK_AGAIN_SECONDS = 0.002
 """Between two looks at files that grow; a look at a tmpfs costs some microseconds."""
 GROWING = re.compile(r"pages-\d+\.img")
@@ -155,6 +159,8 @@ class SegmentWriter:
             self._at = int(offset, 16)
         except (tarfile.HeaderError, ValueError) as error:
             raise CorruptPart(f"the stream of images is broken: {error}") from None
+        if not 0 <= self._at <= MOST_OFFSET or info.size > MOST_OFFSET:
+            raise CorruptPart(f"the stream has a segment where no file has any: {info.name!r}")
         if not info.isreg() or info.size < 0 or not NAME.fullmatch(name):
             raise CorruptPart(f"the stream has a member that is no segment: {info.name!r}")
         if self._limit is not None and self._at + info.size > self._limit:
@@ -164,12 +170,16 @@ class SegmentWriter:
         self._pad = -info.size % BLOCK
 
     def _open(self, name: str) -> int:
-        if name not in self._fds:
+        fd = self._fds.pop(name, -1)
+        if fd < 0:
             path = self._folder / name if self._places is None else self._places.get(name)
             if path is None:
                 raise CorruptPart(f"the stream has a file that is not expected: {name!r}")
-            self._fds[name] = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        return self._fds[name]
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        self._fds[name] = fd  # the newest last
+        if len(self._fds) > MOST_OPEN:
+            os.close(self._fds.pop(next(iter(self._fds))))
+        return fd
 
     def finish(self) -> None:
         """Raises CorruptPart if the stream was cut off."""

@@ -19,6 +19,7 @@ from agent.base.shell import Shell
 from agent.checkpoint import proc
 from agent.checkpoint.criu import CriuOptions
 from agent.network import identity, lock
+from agent.prework.container_log import FrameCheck
 from agent.prework.ids import IdMap, IdRange
 from agent.runtime import handover
 
@@ -182,9 +183,10 @@ class HandOver:
 
         Raises:
             StepFailed: more than `MOST_PRINTED` bytes.
+            CorruptPart: these are none.
 
         """
-        size = 0
+        size, frames = 0, FrameCheck()
         with (self.path / handover.LOG).open("wb") as file:
             async for chunk in chunks:
                 size += len(chunk)
@@ -193,7 +195,9 @@ class HandOver:
                         f"the container printed more than {MOST_PRINTED >> 20} MiB during the move",
                         hint="move it when it is quieter",
                     )
+                frames.feed(chunk)
                 file.write(chunk)
+        frames.finish()
 
     def listen(self) -> None:
         """Take in the runtime's events, from now on."""

@@ -39,6 +39,8 @@ GOODBYE_SECONDS: Final = 3.0
 Answer = Callable[[Reply], Awaitable[None]]
 """Sends a reply to where its command said, with the command's correlation data; returns at once."""
 Handler = Callable[[Command, Answer], Awaitable[None]]
+Recorded = Callable[[Command, Answer], Awaitable[bool]]
+"""Answers a command that was done before; whether it was."""
 
 
 class Broker:
@@ -49,8 +51,9 @@ class Broker:
     - commands: each handled in a task of its own, which outlives the connection that it came over.
     """
 
-    def __init__(self, settings: config.Broker, host: str, handler: Handler) -> None:
+    def __init__(self, settings: config.Broker, host: str, handler: Handler, recorded: Recorded | None = None) -> None:
         self._settings = settings
+        self._recorded = recorded
         self._host = host
         self._handler = handler
         self._hear: Callable[[HostStatus], Awaitable[None]] | None = None
@@ -281,6 +284,10 @@ class Broker:
             self._reject(message, error.command, error.info)
             return
         if refusal := _refusal(message, command):
+            # one that was begun in time: that its answer is asked for again now changes nothing
+            answer = functools.partial(self._answer, message)
+            if refusal.code is ErrorCode.EXPIRED and self._recorded and await self._recorded(command, answer):
+                return
             self._reject(message, command.id, refusal)
             return
         handling = self._handle(command, functools.partial(self._answer, message))

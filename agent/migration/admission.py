@@ -194,10 +194,25 @@ def _hardware(offer: Offer) -> Iterable[Reason]:
         )
 
 
+MOST_CORES = 1 << 16
+"""Twice what any kernel knows."""
+
+
 def cores_of(text: str) -> set[int]:
-    """The numbers in a list like 0-2,4."""
-    pairs = (part.partition("-") for part in text.split(",") if part.strip())
-    return {core for first, _, last in pairs for core in range(int(first), int(last or first) + 1)}
+    """The numbers in a list like 0-2,4.
+
+    Raises:
+        Refused: it is no such list.
+
+    """
+    try:
+        pairs = [part.partition("-") for part in text.split(",") if part.strip()]
+        ranges = [range(int(first), min(int(last or first), MOST_CORES) + 1) for first, _, last in pairs]
+        if len(ranges) <= MOST_CORES and all(cores.start >= 0 for cores in ranges):
+            return {core for cores in ranges for core in cores}
+    except ValueError:
+        pass
+    raise Refused(ErrorCode.BAD_COMMAND, f"this is no list of cores: {text[:60]!r}")
 
 
 async def _networks(host: Host, offer: Offer, others: list[Reserved]) -> list[Reason]:

@@ -26,7 +26,7 @@ CREATE TABLE IF NOT EXISTS migrations (
 CREATE TABLE IF NOT EXISTS history (
     id TEXT NOT NULL, role TEXT NOT NULL, phase TEXT NOT NULL, at TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS commands (
-    id TEXT PRIMARY KEY, at TEXT NOT NULL, migration TEXT, reply TEXT);
+    id TEXT PRIMARY KEY, at TEXT NOT NULL, migration TEXT, reply TEXT, digest TEXT);
 CREATE INDEX IF NOT EXISTS history_id ON history (id);
 """
 KEEP_ENDED = 1000
@@ -52,6 +52,18 @@ class Entry:
     record: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A command that came before."""
+
+    migration: str | None
+    """That it began."""
+    reply: str | None
+    """Its last one, as JSON."""
+    digest: str | None
+    """Of what it said; None in the record of an older agent."""
+
+
 def _now() -> str:
     return datetime.now(UTC).isoformat()
 
@@ -74,6 +86,8 @@ class Journal:
         db.execute("PRAGMA journal_mode=WAL")
         db.execute("PRAGMA synchronous=FULL")
         db.executescript(SCHEMA)
+        if "digest" not in [row[1] for row in db.execute("PRAGMA table_info(commands)")]:  # of an agent before this one
+            db.execute("ALTER TABLE commands ADD COLUMN digest TEXT")
         self._db = db
 
     async def close(self) -> None:
@@ -149,16 +163,22 @@ class Journal:
             )
         )
 
-    async def begin_command(self, command: str) -> tuple[str | None, str | None] | None:
-        """Note that a command is being done; for one that was seen before, its migration and its last reply (JSON)."""
-        return await self._call(self._begin_command, command)
+    async def begin_command(self, command: str, digest: str) -> "Seen | None":
+        """Note that a command is being done; what there is to know of one that was seen before."""
+        return await self._call(self._begin_command, command, digest)
 
-    def _begin_command(self, command: str) -> tuple[str | None, str | None] | None:
-        cursor = self._open_db.execute("INSERT OR IGNORE INTO commands VALUES (?,?,NULL,NULL)", (command, _now()))
-        if cursor.rowcount:
-            return None
-        row = self._open_db.execute("SELECT migration, reply FROM commands WHERE id=?", (command,)).fetchone()
-        return row[0], row[1]
+    def _begin_command(self, command: str, digest: str) -> "Seen | None":
+        cursor = self._open_db.execute(
+            "INSERT OR IGNORE INTO commands VALUES (?,?,NULL,NULL,?)", (command, _now(), digest)
+        )
+        return None if cursor.rowcount else self._seen_command(command)
+
+    async def seen_command(self, command: str) -> "Seen | None":
+        return await self._call(self._seen_command, command)
+
+    def _seen_command(self, command: str) -> "Seen | None":
+        row = self._open_db.execute("SELECT migration, reply, digest FROM commands WHERE id=?", (command,)).fetchone()
+        return Seen(*row) if row else None
 
     async def link_command(self, command: str, migration: str) -> None:
         """Note which migration a command has begun."""

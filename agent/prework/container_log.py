@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from agent.base.errors import StepFailed
+from agent.base.errors import CorruptPart, StepFailed
 from agent.base.protobuf import fields
 
 STDOUT, STDERR = 1, 2
@@ -166,6 +166,43 @@ def _begins_like(file: BinaryIO, held: BinaryIO) -> bool:
     begin = file.read(BEGIN)
     file.seek(0)
     return begin == os.pread(held.fileno(), BEGIN, 0)
+
+
+class FrameCheck:
+    """Frames as they come from a peer: whole, and of no other stream than the two that a container prints to.
+
+    The runtime writes each to the descriptor of its number.
+    """
+
+    def __init__(self) -> None:
+        self._head = b""
+        self._left = 0
+
+    def feed(self, data: bytes) -> None:
+        """Look at what has come.
+
+        Raises:
+            CorruptPart: it is no frame of what a container has printed.
+
+        """
+        while data:
+            if self._left:
+                taken = min(self._left, len(data))
+                self._left -= taken
+                data = data[taken:]
+                continue
+            missing = FRAME.size - len(self._head)
+            self._head, data = self._head + data[:missing], data[missing:]
+            if len(self._head) == FRAME.size:
+                stream, self._left = FRAME.unpack(self._head)
+                self._head = b""
+                if stream not in (STDOUT, STDERR):
+                    raise CorruptPart(f"what was printed is said to be of stream {stream}")
+
+    def finish(self) -> None:
+        """Raises CorruptPart if the last one was cut off."""
+        if self._left or self._head:
+            raise CorruptPart("what was printed was cut off")
 
 
 def frames(entries: Iterable[tuple[int, bytes]]) -> Iterator[bytes]:

@@ -166,7 +166,7 @@ def print_again(folder: str) -> None:
             while len(head := file.read(5)) == 5:
                 stream, length = struct.unpack(">BI", head)
                 left = memoryview(file.read(length))
-                while left:
+                while left and stream in (1, 2):  # the agent has checked that; any other number is something of ours
                     left = left[os.write(stream, left) :]
         tell(folder, "printed")
         code = 0
