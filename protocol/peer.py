@@ -30,7 +30,7 @@ import ipaddress
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, Field, JsonValue, StringConstraints, TypeAdapter
+from pydantic import AfterValidator, BaseModel, Field, JsonValue, StringConstraints, TypeAdapter, field_validator
 
 from protocol.base import PROTOCOL_VERSION, ContainerId, HostName, MigrationId, WireModel
 from protocol.checkpoint import NativeName
@@ -42,6 +42,21 @@ Count = Annotated[int, Field(ge=0, lt=1 << 63)]
 Digest = Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{64})?$")]
 """SHA-256, or empty."""
 ImageName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
+
+
+Printable = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]*$")]
+"""Of one line: it may come to stand in a file of options."""
+SysctlName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_./:@-]+$")]
+
+
+def _an_interface(text: str) -> str:
+    ipaddress.ip_interface(text)
+    return text
+
+
+# the pattern keeps a scope out (fe80::1%...): whatever stands behind it, Python takes it
+Interface = Annotated[str, StringConstraints(pattern=r"^[0-9A-Fa-f:.]+(/[0-9]{1,3})?$"), AfterValidator(_an_interface)]
+"""An address, with prefix length or without."""
 
 
 class _Bindings(BaseModel):
@@ -65,7 +80,8 @@ class _HostConfig(BaseModel):
     NanoCpus: int | None = None
     CpusetCpus: str | None = None
     SecurityOpt: list[str] | None = None
-    Sysctls: dict[str, str] | None = None
+    Sysctls: dict[SysctlName, Printable] | None = None
+    CgroupParent: Printable | None = None
 
 
 class _Ipam(BaseModel):
@@ -81,7 +97,7 @@ class _End(BaseModel):
 
 
 class _Networking(BaseModel):
-    EndpointsConfig: dict[str, _End | None] | None = None
+    EndpointsConfig: dict[str, _End] | None = None
 
 
 class _Create(BaseModel):
@@ -91,16 +107,41 @@ class _Create(BaseModel):
     NetworkingConfig: _Networking | None = None
 
 
-_SHAPE = TypeAdapter(_Create)
+class _Subnet(BaseModel):
+    Subnet: ipaddress.IPv4Network | ipaddress.IPv6Network | None = None
+
+    @field_validator("Subnet", mode="before")
+    @classmethod
+    def _of_an_address(cls, text: object) -> object:
+        """Docker takes 10.1.0.5/24 as well, for the subnet that it is in."""
+        return ipaddress.ip_network(text, strict=False) if isinstance(text, str) else text
+
+
+class _Addressing(BaseModel):
+    Config: list[_Subnet] | None = None
+
+
+class _NetworkCreate(BaseModel):
+    IPAM: _Addressing | None = None
+
+
+_CREATE, _NETWORK = TypeAdapter(_Create), TypeAdapter(_NetworkCreate)
 
 
 def _shaped(body: dict[str, Any]) -> dict[str, Any]:
-    _SHAPE.validate_python(body)
+    _CREATE.validate_python(body)
+    return body
+
+
+def _network_shaped(body: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    _NETWORK.validate_python(body)
     return body
 
 
 Create = Annotated[dict[str, Any], AfterValidator(_shaped)]
 """Body of POST /containers/create."""
+NetworkCreate = Annotated[dict[str, JsonValue], AfterValidator(_network_shaped)]
+"""Body of POST /networks/create."""
 
 
 class ImageRef(WireModel):
@@ -143,9 +184,9 @@ class Network(WireModel):
 
     name: str
     driver: str
-    create: dict[str, JsonValue] = {}
+    create: NetworkCreate = {}
     """Body of POST /networks/create that makes the like of it; empty for bridge, host, none."""
-    addresses: tuple[str, ...] = ()
+    addresses: tuple[Interface, ...] = ()
     """Of the container, with prefix length, IPv4 and IPv6."""
     mac: str = ""
 

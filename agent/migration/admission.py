@@ -2,11 +2,11 @@
 
 import asyncio
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from agent.base.errors import DockerFailed, Refused
+from agent.base.errors import DockerFailed, Refused, StepFailed
 from agent.checkpoint import proc
 from agent.migration import belongings, confinement, fitting, ports
 from agent.migration.host import Host
@@ -282,6 +282,28 @@ async def _volume(host: Host, volume: Volume) -> tuple[str, str]:
     else:
         same = (found.driver, dict(found.options)) == (volume.driver, volume.options)
     return "" if same else f"the volume {volume.name} there is another storage than the source's", ""
+
+
+LOOK_BYTES = 64 << 20
+"""Between two looks at how much is left on the disk."""
+
+
+async def while_room(host: Host, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """What a peer sends, as long as this host keeps what it has set aside for itself: more may come than was said.
+
+    Raises:
+        StepFailed: the disk is about to be full.
+
+    """
+    since = 0
+    async for chunk in chunks:
+        since += len(chunk)
+        if since >= LOOK_BYTES:
+            since = 0
+            disk = os.statvfs(await host.docker.data_root())
+            if disk.f_bavail * disk.f_frsize < host.settings.limits.disk_reserve_bytes:
+                raise StepFailed(f"the disk of {host.name} is about to be full", hint="free some space there")
+        yield chunk
 
 
 async def _room(host: Host, need: Reserved, others: list[Reserved]) -> list[Reason]:

@@ -6,8 +6,7 @@ Whatever is made here is noted in the journal first, so that a discard after a c
 import asyncio
 import contextlib
 import os
-import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,7 +98,7 @@ async def provide(host: Host, run: Run, offer: Offer) -> None:
     for number, volume in enumerate(offer.volumes):
         if volume.kind == "bind":
             if bind_here(host.settings.bind_copy, volume)[0]:
-                await _make_folder(run, number, Path(volume.name))
+                await _make_folder(run, number, host.settings.bind_copy, Path(volume.name))
         elif not volume.anonymous and await host.docker.volume(volume.name) is None:
             if not volume.shared:  # removed when the move is taken back, and its content is everybody's
                 await _note_volume(run, volume.name, volume.name)
@@ -145,7 +144,7 @@ async def take_over_volumes(host: Host, run: Run, offer: Offer, container_id: st
             await _note_volume(run, volume.name, mounts[volume.destination].name)
     for volume in offer.volumes:
         if copied(volume) and volume.name in run.record.get("volumes", {}):
-            place = await volume_path(host, run, volume.name)
+            place = await volume_path(host, run, offer, volume.name)
             await asyncio.to_thread(_empty, place)
 
 
@@ -154,15 +153,16 @@ def _empty(folder: Path) -> None:
         tree.empty("")
 
 
-async def volume_path(host: Host, run: Run, offered: str) -> Path:
+async def volume_path(host: Host, run: Run, offer: Offer, offered: str) -> Path:
     """Where the content of a volume that this migration made is written.
 
     Raises:
-        Refused: the volume was here before: it is somebody else's.
+        Refused: the volume was here before: it is somebody else's. Or it is a way to another place of this host, by its
+            options: what is written there is for `bind_copy` to say.
 
     """
     name = run.record.get("volumes", {}).get(offered)
-    if name is None:
+    if name is None or not any(volume.name == offered and copied(volume) for volume in offer.volumes):
         raise Refused(ErrorCode.VOLUME_CONFLICT, f"the volume {offered} was not made by this migration")
     volume = await host.docker.volume(name)
     if volume is None:
@@ -192,25 +192,52 @@ def may_write(allowed: Sequence[Path], place: Path) -> bool:
     return any(real != folder.resolve() and real.is_relative_to(folder.resolve()) for folder in allowed)
 
 
-async def _make_folder(run: Run, number: int, place: Path) -> None:
-    """Make it, and note first what of the way to it has to go again."""
-    missing = [folder for folder in (place, *place.parents) if not folder.exists()]
-    made = {"place": str(place.resolve()), "made": str(missing[-1]) if missing else ""}
+async def _make_folder(run: Run, number: int, allowed: Sequence[Path], place: Path) -> None:
+    """Make it, and note first what of the way to it has to go again.
+
+    From the allowed folder on no symlink is followed any more: whoever else may write there could put one in the way.
+    """
+    real = place.resolve()
+    base = next(folder.resolve() for folder in allowed if real.is_relative_to(folder.resolve()))
+    missing = [folder for folder in (real, *real.parents) if folder.is_relative_to(base) and not folder.exists()]
+    made = {"place": str(real), "base": str(base), "made": str(missing[-1]) if missing else ""}
     await run.note_down(binds={**run.record.get("binds", {}), str(number): made})
-    place.mkdir(parents=True, exist_ok=True)
+    with _refused_way(real), Confined(str(base)) as tree:
+        for folder in reversed(missing):
+            fd, name = tree.parent(str(folder.relative_to(base)))
+            with contextlib.suppress(FileExistsError):  # another move is on the same way
+                os.mkdir(name, dir_fd=fd)
+        tree.directory(str(real.relative_to(base)))
 
 
-def bind_path(run: Run, number: str) -> Path:
-    """Where the content of a bind mount is written.
+@contextlib.contextmanager
+def _refused_way(place: Path) -> Iterator[None]:
+    try:
+        yield
+    except (NotADirectoryError, FileNotFoundError) as error:
+        raise Refused(
+            ErrorCode.VOLUME_CONFLICT, f"somebody has changed the way to {place} meanwhile: {error.strerror}"
+        ) from None
+
+
+@contextlib.contextmanager
+def bind_folder(run: Run, number: str) -> Iterator[int]:
+    """Where the content of a bind mount is written, open.
 
     Raises:
-        Refused: it was not asked for.
+        Refused: it was not asked for, or is not where it was made.
 
     """
     bind = run.record.get("binds", {}).get(number)
     if bind is None:
         raise Refused(ErrorCode.VOLUME_CONFLICT, f"the content of the bind mount {number} was not asked for")
-    return Path(bind["place"])
+    base, place = Path(bind.get("base", "/")), Path(bind["place"])
+    with _refused_way(place):
+        tree = Confined(str(base))
+    with tree:
+        with _refused_way(place):
+            fd = tree.directory(str(place.relative_to(base)))
+        yield fd
 
 
 # The way back
@@ -233,15 +260,17 @@ async def take_back(host: Host, run: Run) -> None:
     for name in run.record.get("volumes", {}).values():
         await host.docker.remove_volume(name)
     for bind in run.record.get("binds", {}).values():
-        await asyncio.to_thread(_unmake_folder, Path(bind["place"]), bind["made"])
+        await asyncio.to_thread(_unmake_folder, Path(bind.get("base", "/")), Path(bind["place"]), bind["made"])
     for name in run.record.get("networks", []):
         with contextlib.suppress(DockerFailed):  # another container has joined it meanwhile: then it is theirs
             await host.docker.remove_network(name)
 
 
-def _unmake_folder(place: Path, made: str) -> None:
-    """An empty folder that was there before is empty again; what was not there is not."""
-    if place.is_dir():
-        _empty(place)
-    if made:
-        shutil.rmtree(made, ignore_errors=True)
+def _unmake_folder(base: Path, place: Path, made: str) -> None:
+    """An empty folder that was there before is empty again; what was not there is not. No symlink is followed."""
+    with contextlib.suppress(NotADirectoryError, FileNotFoundError), Confined(str(base)) as tree:
+        if made:
+            with contextlib.suppress(OSError):  # somebody has something mounted there
+                tree.remove(str(Path(made).relative_to(base)))
+        else:
+            tree.empty(str(place.relative_to(base)))

@@ -130,7 +130,7 @@ def network_here(offer: peer.Offer, wanted: peer.Network, existing: Sequence[Net
 def _overlap(body: Body, other: Network) -> str | None:
     theirs = (other.raw.get("IPAM") or {}).get("Config") or ()
     for ours in (body.get("IPAM") or {}).get("Config") or ():
-        for entry in theirs:
+        for entry in theirs if ours.get("Subnet") else ():
             one, another = (ipaddress.ip_network(each["Subnet"], strict=False) for each in (ours, entry))
             if one.version == another.version and one.overlaps(another):
                 return f"{one} overlaps with {another} of {other.name}"

@@ -22,7 +22,7 @@ from agent.checkpoint.criu import CriuOptions
 from agent.checkpoint.diagnosis import restore_failed
 from agent.doors.handover import HandOver, StagedInfo
 from agent.doors.peer_server import Stream
-from agent.migration import arrival, belongings, creating, fitting, held, restarting
+from agent.migration import admission, arrival, belongings, creating, fitting, held, restarting
 from agent.migration.following import Following
 from agent.migration.host import Host
 from agent.migration.run import Run
@@ -80,7 +80,7 @@ class Target:
     # --- the container still runs at the source ---
 
     async def layers(self, stream: Stream) -> None:
-        await self._host.docker.load_image(aiter(stream))
+        await self._host.docker.load_image(admission.while_room(self._host, aiter(stream)))
         self._took(stream.part("layers"))
 
     async def create(self) -> Created:
@@ -136,13 +136,15 @@ class Target:
         if self._staged is None:
             raise StepFailed("the container is not staged here")
         kind, *rest = name.split(":")
+        chunks = admission.while_room(self._host, aiter(stream))
         if kind == "root":
-            await unpacked(aiter(stream), str(self._staged.root), ids=self._staged.ids, devices=True)
+            await unpacked(chunks, str(self._staged.root), ids=self._staged.ids, devices=True)
         elif kind == "volume" and len(rest) >= 1:
-            place = await belongings.volume_path(self._host, self.run, rest[0])
-            await unpacked(aiter(stream), str(place), ids=self._staged.ids)
+            mountpoint = await belongings.volume_path(self._host, self.run, self.offer, rest[0])
+            await unpacked(chunks, str(mountpoint), ids=self._staged.ids)
         elif kind == "bind" and len(rest) >= 1:
-            await unpacked(aiter(stream), str(belongings.bind_path(self.run, rest[0])), ids=self._staged.ids)
+            with belongings.bind_folder(self.run, rest[0]) as place:
+                await unpacked(chunks, place, ids=self._staged.ids)
         else:
             raise CorruptPart(f"a part of an unknown kind: {name!r}")
 

@@ -48,6 +48,9 @@ LEASE_SECONDS = 20.0
 
 A source that is busy with itself says that it is alive (leaving.tell_alive).
 """
+MOST_PROBE_BYTES = 64 << 20
+TAKES_PARTS = (Phase.RESERVED, Phase.STAGED)
+"""From the restore on nothing is written any more: it would be written to what is proved, or runs."""
 ASK_AFTER_SECONDS = 2.0
 """In PREPARED, silence for longer than a decision takes: from then on the target asks."""
 
@@ -93,6 +96,8 @@ class Targets:
         async for chunk in aiter(stream):
             if not began:  # the beginning of a connection says nothing
                 began, first = time.monotonic(), len(chunk)
+            if stream.bytes > MOST_PROBE_BYTES:
+                raise Refused(ErrorCode.BAD_COMMAND, "that is more than any measurement needs")
         seconds = max(time.monotonic() - began, 1e-4) if began else 1.0
         against = next(admission.against_postcopy(await self._host.engine()), None)
         return Probed(rate=max(stream.bytes - first, 1) / seconds, against_postcopy=against.message if against else "")
@@ -125,7 +130,7 @@ class Targets:
         return await self._step(peer, migration, lambda target: target.create())
 
     async def log(self, peer: str, migration: str, stream: Stream) -> None:
-        await self._slot(peer, migration).target.log(stream)
+        await self._part(peer, migration).log(stream)
 
     async def stage(self, peer: str, migration: str) -> Staged:
         return await self._step(peer, migration, lambda target: target.stage())
@@ -133,13 +138,13 @@ class Targets:
     # not under the lock: the trees, what was printed and the images come at once
 
     async def files(self, peer: str, migration: str, name: str, stream: Stream) -> None:
-        await self._slot(peer, migration).target.files(name, stream)
+        await self._part(peer, migration).files(name, stream)
 
     async def printed(self, peer: str, migration: str, stream: Stream) -> None:
-        await self._slot(peer, migration).target.printed(stream)
+        await self._part(peer, migration).printed(stream)
 
     async def images(self, peer: str, migration: str, stream: Stream) -> None:
-        await self._slot(peer, migration).target.images(stream)
+        await self._part(peer, migration).images(stream)
 
     async def prepare(self, peer: str, migration: str, manifest: Manifest) -> Prepared:
         return await self._step(peer, migration, lambda target: target.prepare(manifest))
@@ -195,6 +200,13 @@ class Targets:
             )
         slot.target.last_contact = time.monotonic()
         return slot
+
+    def _part(self, peer: str, migration: str) -> Target:
+        """The target of a stream, while it takes any."""
+        target = self._slot(peer, migration).target
+        if target.run.phase not in TAKES_PARTS:
+            raise Refused(ErrorCode.TOO_LATE, f"{migration} is {target.run.phase} here, and takes no more parts")
+        return target
 
     async def _ended(self, peer: str, migration: str) -> Phase | None:
         entry = await self._host.journal.get(migration, Role.TARGET)

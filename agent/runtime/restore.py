@@ -9,6 +9,7 @@ Docker 28 attaches its network only after `create`. runc goes on in the backgrou
 
 import json
 import os
+import re
 import select
 import signal
 import struct
@@ -22,6 +23,7 @@ from agent.runtime import handover
 
 # Flags that `runc create` has and `runc restore` has not; dropped with their meaning, which a restore doesn't need.
 CREATE_ONLY_FLAGS = {"--no-new-keyring"}
+SYSCTL = re.compile(r"[A-Za-z0-9_./:@-]+")
 CREATE_ONLY_OPTIONS = {"--preserve-fds", "--pidfd-socket"}
 
 
@@ -56,9 +58,15 @@ def settings(sysctls: dict, *, of_interfaces: bool) -> str:  # type: ignore[type
     """Shell commands for the settings of the network namespace, which CRIU makes empty and runc sets at `create` only.
 
     CRIU has those of the other namespaces in its images.
+
+    Raises:
+        ValueError: a name that no setting has; it would be run as shell.
+
     """
     lines = []
     for key, value in sysctls.items():
+        if not SYSCTL.fullmatch(key):
+            raise ValueError(f"no setting of a kernel: {key!r}")
         path = key.replace(".", "/")
         if key.startswith("net.") and ("/eth" in path) == of_interfaces:
             quoted = "'" + str(value).replace("'", "'\\''") + "'"
@@ -96,7 +104,9 @@ def name_cgroup(config: dict, folder: str) -> None:  # type: ignore[type-arg]
     runc does so itself on v1, and on v2 only from 1.2 on (libcontainer/criu_linux.go: criuApplyCgroups). It is named
     for v2's hierarchy alone: a host may have some of v1 beside it, which are nobody's business here.
     """
-    path = config.get("linux", {}).get("cgroupsPath")
+    path = config.get("linux", {}).get("cgroupsPath") or ""
+    if not path.isprintable():
+        raise ValueError(f"no cgroup: {path!r}")  # another line would be another option
     if path and os.path.exists("/sys/fs/cgroup/cgroup.controllers"):  # noqa: PTH110
         with open(f"{folder}/{handover.CRIU_CONF}", "a") as file:  # noqa: PTH123
             file.write(f"cgroup-root :{cgroup_of(path)}\n")  # the controller of v2 has no name

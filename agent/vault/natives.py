@@ -18,7 +18,7 @@ from agent.base.tasks import to_the_end
 from agent.doors import docker_checkpoints
 from agent.doors.docker_model import Container
 from agent.doors.peer_server import Stream
-from agent.migration import belongings, fitting, kept, spec
+from agent.migration import admission, belongings, fitting, kept, spec
 from agent.migration.host import Host
 from agent.migration.machine import Role
 from agent.migration.preflight import image_ref
@@ -36,6 +36,8 @@ FOLDER = "native"
 """Below the agent's folder: what is on its way to another host or from one."""
 COMING = re.compile(r".+\.native-(m-[0-9a-f]{16})")
 TAR_SECONDS = 3600.0
+MOST_OFFERED = 64
+"""Offers that nothing has come of yet."""
 
 
 class Natives:
@@ -135,6 +137,8 @@ class Natives:
 
     async def offer(self, peer: str, offer: NativeOffer) -> None:
         docker = self._host.docker
+        if len(self._coming) >= self._host.settings.limits.migrations:
+            raise Refused(ErrorCode.BUSY, f"{len(self._coming)} are coming to {self._host.name}, the limit")
         await own.check_engine(docker)
         if await docker.find(offer.container) is not None:
             raise Refused(ErrorCode.NAME_TAKEN, f"there is a container named {offer.container} on {self._host.name}")
@@ -144,6 +148,8 @@ class Natives:
                 f"{self._host.name} does not have the image {offer.image.name}",
                 hint=f"`docker pull {offer.image.name}` there, or `transship checkpoint --with-image`",
             )
+        while len(self._offered) >= MOST_OFFERED:  # the oldest: its source has thought better of it
+            del self._offered[next(iter(self._offered))]
         self._offered[peer, offer.migration] = offer
 
     async def take(self, peer: str, migration: str, stream: Stream) -> None:
@@ -156,7 +162,7 @@ class Natives:
             with self._file(migration) as file:
                 with file.open("wb") as tar:
                     file.chmod(0o600)
-                    async for chunk in stream:
+                    async for chunk in admission.while_room(self._host, aiter(stream)):
                         await asyncio.to_thread(tar.write, chunk)
                 await to_the_end(self._start(offer, file))
         finally:

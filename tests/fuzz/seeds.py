@@ -49,10 +49,17 @@ def sample(schema: dict[str, Any], definitions: dict[str, Any]) -> Any:
 
 
 def _text(schema: dict[str, Any]) -> str:
-    if "format" in schema:
+    if "format" in schema and "date" in schema["format"]:
         return "2025-01-01T12:00:00Z"
     pattern = schema.get("pattern", "")
-    known = {"{64}": "8f" * 32, "m-": ID, "{12}": "5f0c2a9be771", "{16}": "0123456789abcdef", "oci": "oci:r:5000/name"}
+    known = {
+        "{64}": "8f" * 32,
+        "m-": ID,
+        "{12}": "5f0c2a9be771",
+        "{16}": "0123456789abcdef",
+        "oci": "oci:r:5000/name",
+        "{1,3}": "::1",
+    }
     return next((text for part, text in known.items() if part in pattern), "abc")
 
 
@@ -89,6 +96,16 @@ CREATE = {
 def an_offer() -> bytes:
     found = json.loads(good(peer.Offer))
     found["create"] = CREATE
+    found["networks"] = [
+        {
+            "name": "net",
+            "driver": "bridge",
+            "create": {"Name": "net", "IPAM": {"Config": [{"Subnet": "10.1.0.0/24"}]}},
+            "addresses": ["10.1.0.2/24", "fd00::2/64"],
+        }
+    ]
+    found["pinned"] = {"net": ["IPv4Address", "MacAddress"]}
+    found["tcp"] = "close"
     return json.dumps(found).encode()
 
 

@@ -18,11 +18,13 @@ from agent.base import protobuf
 from agent.base.errors import AgentError
 from agent.checkpoint import criu, images, native
 from agent.checkpoint.segments import SegmentWriter
+from agent.doors.docker_model import Network
 from agent.migration import admission, arrival, confinement, fitting, ports
+from agent.network import identity
 from agent.prework.container_log import FrameCheck
 from agent.prework.tar import BLOCK, Limits
 from agent.prework.unpack import apply
-from agent.runtime import pages
+from agent.runtime import pages, restore
 from protocol import peer, reading, status
 from protocol.commands import Reply
 
@@ -279,6 +281,10 @@ def command(data: bytes, _: Path) -> None:
         raise reading.Unreadable(reading._bad("none of them"))
 
 
+IPAM = {"Config": [{"Subnet": "10.1.0.0/24", "Gateway": "10.1.0.1"}]}
+HERE = Network("n", "other", "bridge", "local", ("10.1.0.3/24",), {"IPAM": IPAM})
+
+
 def offer(data: bytes, _: Path) -> None:
     """An offer, and all that is thought about it before anything is touched."""
     found = peer.Offer.model_validate_json(data)
@@ -287,12 +293,24 @@ def offer(data: bytes, _: Path) -> None:
     ports.published(found.create)
     ports.listening(found.listening)
     confinement.against(found.create, found.engine, found.engine, ())
-    body = fitting.fit_networks(found, {}).create
+    body = fitting.fit_networks(found, {wanted.name: HERE for wanted in found.networks}).create
     for version in ("1.45", "1.51"):
         fitting.fit_engine(body, version)
     ports.remapped(body, ports.published(body))
     for network in found.networks:
-        fitting.network_here(found, network, ())
+        fitting.network_here(found, network, (HERE,))
+        lines = identity.stand_in(network.addresses) + identity.stand_down(network.addresses)
+        _check_lines(lines, ("link ", "addr ", "route "))
+    sysctls = fitting.host_config(found.create).get("Sysctls") or {}
+    for of_interfaces in (True, False):
+        _check_lines(restore.settings(sysctls, of_interfaces=of_interfaces), ("printf ",))
+
+
+def _check_lines(text: str, begin: tuple[str, ...]) -> None:
+    """What is run as root has no line that was not meant."""
+    for line in text.splitlines():
+        if not line.startswith(begin):
+            raise WroteOutside(line)
 
 
 PEER = (peer.NativeOffer, peer.Manifest, peer.Answer, peer.Prepared, peer.Running, peer.SentPart, peer.Decision)
