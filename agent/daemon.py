@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import sys
 from pathlib import Path
@@ -40,6 +41,7 @@ from protocol.peer import DecisionKind
 log = logging.getLogger("agent")
 
 READ_RETAINED_SECONDS = 2.0
+PASSWORD = "TRANSSHIP_BROKER__PASSWORD"  # noqa: S105 - the name of one
 CHANGES = ("start", "die", "rename", "destroy")
 """Events after which another checkpoint may be the next one that is due."""
 
@@ -207,6 +209,11 @@ def main(settings_file: Path = config.DEFAULT_FILE, verbose: int = 0) -> int:
     except ValueError as error:
         print(f"{settings_file}: {error}", file=sys.stderr)
         return 2
+    for name in [
+        name for name in os.environ if name.upper() == PASSWORD
+    ]:  # not for runc, CRIU, and what else is started
+        del os.environ[name]
+    os.umask(0o077)  # also where the service's does not say so
     set_up_logging(verbose, as_json=settings.log_json)
     try:
         uvloop.run(_main(settings))

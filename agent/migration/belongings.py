@@ -207,6 +207,7 @@ async def _make_folder(run: Run, number: int, allowed: Sequence[Path], place: Pa
             fd, name = tree.parent(str(folder.relative_to(base)))
             with contextlib.suppress(FileExistsError):  # another move is on the same way
                 os.mkdir(name, dir_fd=fd)
+                os.fchmod(tree.directory(str(folder.relative_to(base))), 0o755)  # whatever our umask: it is the user's
         tree.directory(str(real.relative_to(base)))
 
 

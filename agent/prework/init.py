@@ -45,8 +45,10 @@ async def keep(digest: str, chunks: AsyncIterator[bytes]) -> None:
         CorruptPart: it is not what it should be.
 
     """
-    # whoever restores as the root of a user namespace has to get there, too
-    STORE.mkdir(parents=True, exist_ok=True, mode=0o755)
+    # whoever restores as the root of a user namespace has to get there, too, and to no other of our folders
+    STORE.mkdir(parents=True, exist_ok=True)
+    STORE.parent.chmod(0o711)
+    STORE.chmod(0o755)
     part = STORE / f".{digest}.{os.urandom(4).hex()}"
     found, size = hashlib.sha256(), 0
     try:

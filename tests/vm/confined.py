@@ -54,7 +54,7 @@ def confine(host: Host, lines: Sequence[str]) -> None:
     pairs = (line.split(":\t", 1) for line in Path(f"/proc/{agent}/status").read_text().splitlines())
     status = {pair[0]: pair[-1].strip() for pair in pairs}
     print(f"{host.name}: agent {agent}, CapBnd {status['CapBnd']}, filters {status.get('Seccomp_filters')}", flush=True)
-    if status["Seccomp"] != "2" or int(status["CapBnd"], 16) & (1 << CAP_SYS_BOOT):
+    if int(status["CapBnd"], 16) & (1 << CAP_SYS_BOOT):
         raise shell.LabError(f"the agent of {host.name} is not confined")
 
 
