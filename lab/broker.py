@@ -20,7 +20,7 @@ PORT = 8883
 ADDRESS = Address(2)
 CONTROLLER = "controller"
 PKI = "/etc/transship/pki"
-_DAYS = 30
+_DAYS = 365
 CONFIGURATION = f"""\
 user root
 persistence true
