@@ -6,13 +6,13 @@ from datetime import timedelta
 import pytest
 
 from agent.base.errors import Refused
-from agent.doors.mqtt import Answer
+from agent.doors.mqtt import Answer, Broker
 from protocol import topics
 from protocol.base import utc_now
 from protocol.commands import Command, Reply, ReplyKind
 from protocol.errors import ErrorCode
 from protocol.status import Event
-from tests.contract.broker_support import HOST, PING, Connect, agent, pong, until, within
+from tests.contract.broker_support import HOST, PING, Connect, agent, pong, running, until, within
 from tests.contract.conftest import Mosquitto
 
 
@@ -120,6 +120,33 @@ async def test_expired_command_is_answered_and_not_done(mosquitto: Mosquitto, st
         reply = Reply.model_validate(await client.next_json())
     assert reply.error is not None
     assert (reply.kind, reply.error.code, reply.command) == (ReplyKind.FAILED, ErrorCode.EXPIRED, "c-1")
+
+
+async def test_replay_of_a_command_that_was_done_is_answered_after_its_expiry(
+    mosquitto: Mosquitto, stranger: Connect
+) -> None:
+    """What has expired is not begun; but what was begun in time is in the record, and answered from it."""
+    known = {"c-1"}
+
+    async def recorded(command: Command, answer: Answer) -> bool:
+        if command.id in known:
+            await pong(command, answer)
+        return command.id in known
+
+    async def never(command: Command, answer: Answer) -> None:
+        raise AssertionError(command)
+
+    broker = Broker(mosquitto.settings, HOST, never, recorded)
+    async with running(broker), stranger(mosquitto) as client:
+        await client.subscribe("replies")
+        past = (utc_now() - timedelta(seconds=1)).isoformat()
+        for identity in ("c-1", "c-2"):
+            command = {**PING, "id": identity, "expires_at": past}
+            await client.send(topics.command(HOST), command, ResponseTopic="replies")
+        replies = [Reply.model_validate(await client.next_json()) for _ in range(2)]
+    assert [reply.kind for reply in replies] == [ReplyKind.FINISHED, ReplyKind.FAILED]
+    assert replies[1].error is not None
+    assert replies[1].error.code is ErrorCode.EXPIRED
 
 
 async def test_duplicate_delivery_is_passed_through(mosquitto: Mosquitto, stranger: Connect) -> None:

@@ -31,6 +31,22 @@ def test_service_lets_a_dump_end() -> None:
     assert "Type=notify" in text
 
 
+FILTERS = (
+    *("SystemCall", "RestrictAddressFamilies", "RestrictNamespaces", "RestrictRealtime", "RestrictSUIDSGID"),
+    *("LockPersonality", "MemoryDenyWriteExecute", "ProtectClock", "ProtectHostname", "ProtectKernel"),
+)
+MOUNTS = ("ProtectSystem", "ProtectHome", "ProtectProc", "ProtectControlGroups", "PrivateTmp", "PrivateDevices")
+
+
+def test_service_is_confined_and_has_no_filter_with_which_criu_could_not_dump() -> None:
+    """docs/decisions/0014; nor a mount namespace in which dockerd's runtime would not see the images."""
+    lines = setup.shipped(setup.UNIT).splitlines()
+    assert [line for line in lines if line.startswith((*FILTERS, *MOUNTS))] == []
+    assert any(line.startswith("CapabilityBoundingSet=~") for line in lines)
+    page = (ROOT / "docs/security.md").read_text()
+    assert [name for name in (*FILTERS, *MOUNTS) if f"`{name}" not in page] == [], "each has its reason in the docs"
+
+
 def test_access_list_holds_every_topic_of_an_agent() -> None:
     text = (ROOT / "systemd/mosquitto.acl").read_text()
     for line in (
