@@ -27,7 +27,6 @@ from protocol.reading import explain
 
 CRIU_WANTED: Final = (4, 2)
 """Older ones fail on current kernels: 4.1 can't dump TCP sockets from Linux 6.16 on."""
-EXPIRES_SOON_DAYS: Final = 30
 COMMAND_SECONDS: Final = 30.0
 
 
@@ -230,7 +229,7 @@ def _certificates(settings: Settings) -> list[Finding]:
         shown = handshake(link.ca, link.certificate, link.key)
     except (ssl.SSLError, OSError) as error:
         return [missing(what, f"do not fit: {error}", hint)]
-    findings = [_named(settings.host, shown), _lasting(shown)]
+    findings = [_named(settings.host, shown), _lasting(shown, link.expiry_warning_days)]
     if link.key.stat().st_mode & 0o077:
         findings.append(doubtful(what, f"{link.key} can be read by others", f"chmod 600 {link.key}"))
     return findings
@@ -243,10 +242,10 @@ def _named(host: str, shown: dict[str, object]) -> Finding:
     return missing("certificates", f"name {', '.join(names)}, not {host}", "they must be those of this host")
 
 
-def _lasting(shown: dict[str, object]) -> Finding:
+def _lasting(shown: dict[str, object], soon: float) -> Finding:
     until = datetime.fromtimestamp(ssl.cert_time_to_seconds(str(shown["notAfter"])), UTC)
     days = (until - datetime.now(UTC)).days
-    if days < EXPIRES_SOON_DAYS:
+    if days < soon:
         return doubtful("certificates", f"end in {days} days", "`transship pki host --force` makes new ones")
     return good("certificates", f"are valid for {days} days")
 

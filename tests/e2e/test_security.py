@@ -17,11 +17,12 @@ from lab.host import Host
 from lab.service import CONFIGURATION, PROGRAM, to_toml
 from lab.shell import PATIENCE
 from lab.workloads import run_counter
-from protocol.commands import ReplyKind
+from protocol.commands import ReplyKind, SourcePolicy
 from protocol.status import Event, HostStatus, Phase
 from tests.e2e.archives import said
 from tests.e2e.support import clean, counts_on, until
 from tests.e2e.test_failures import replaced, restart_agent
+from tests.vm.confined import CAP_SYS_BOOT, UNIT, directives
 
 A, B = "a26", "b28"
 PLACES_OF_TEXT = "$(find /run/transship /var/lib/transship /var/log -type f -size -2048k)"
@@ -72,9 +73,17 @@ done 2>/dev/null
         return found[0], found[1]
 
 
+def confined() -> list[str]:
+    """What gives a command the capabilities that it would have as the unit that is shipped."""
+    [line] = [line for line in directives(UNIT.read_text()) if line.startswith("CapabilityBoundingSet=~")]
+    without = [word.removeprefix("CAP_").lower() for word in line.partition("~")[2].split()]
+    assert "sys_boot" in without
+    return ["setpriv", f"--bounding-set=-{',-'.join(without)}", "--"]
+
+
 @pytest.fixture
 def talkative(moves: Cluster) -> Iterator[Cluster]:
-    """Agents that say all they can; one has its password from the environment, the other from a file."""
+    """Agents that say all they can, confined as by their unit; the password of one is in its environment."""
     try:
         for name in (A, B):
             host = moves[name]
@@ -88,7 +97,7 @@ def talkative(moves: Cluster) -> Iterator[Cluster]:
             host.node.write("/etc/transship/seal.key", secrets.token_hex(32), 0o600)
             host.node.write(CONFIGURATION, to_toml(written), 0o600)
             env = {"TRANSSHIP_BROKER__PASSWORD": password} if name == A else {}
-            host.node.spawn("transship-agent", [PROGRAM, "agent", "-vv"], env=env)
+            host.node.spawn("transship-agent", [*confined(), PROGRAM, "agent", "-vv"], env=env)
         asyncio.run(moves.until_ready())
         yield moves
     finally:
@@ -116,10 +125,15 @@ async def test_no_secret_is_said_shown_or_readable(talkative: Cluster) -> None:
         for source, target, fields in ((A, B, {"strategy": "postcopy", "allow_postcopy": True}), (B, A, {})):
             reply = await moves.migrate(name, source, target, **fields)
             assert reply.kind is ReplyKind.FINISHED, reply.error
-        assert said(moves, A, f"transship checkpoint {name} --leave-running --to store")["sealed"]
+        assert said(moves, A, f"transship checkpoint {name} --leave-running")["encrypted"]
     finally:
         seen = {host: watcher.end() for host, watcher in watchers.items()}
         moves[A].docker("rm", "--force", name, check=False)
+    for host in (A, B):
+        status = moves[host].run(["sh", "-c", "grep -h CapBnd $(grep -l transship /proc/*/comm | sed s/comm/status/)"])
+        assert all(not int(line.split()[1], 16) & (1 << CAP_SYS_BOOT) for line in status.stdout.splitlines()), (
+            "confined"
+        )
     everywhere = {what: word for host in (A, B) for what, word in secrets_of(moves[host]).items()}
     for host in (A, B):
         commands, environments = seen[host]
@@ -331,7 +345,8 @@ async def test_a_replay_after_a_restart_is_answered_and_moves_nothing(moves: Clu
         await moves.until_ready()
         again = await moves.ask(A, command)
         assert (again.kind, again.migration) == (first.kind, first.migration)
-        other = await moves.send_raw(A, command.model_copy(update={"source": "keep"}).model_dump_json().encode())
+        changed = command.model_copy(update={"source": SourcePolicy.KEEP})
+        other = await moves.send_raw(A, changed.model_dump_json().encode())
         assert other.error is not None
         assert "another command" in other.error.message
         expired = json.loads(migration(name, B).model_dump_json()) | {"expires_at": "2025-01-01T00:00:00Z"}
