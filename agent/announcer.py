@@ -6,17 +6,20 @@ Also listens: what the other hosts say of themselves, so that a command for an u
 import logging
 import os
 import time
+from collections.abc import Awaitable, Callable
 from datetime import datetime
 
 from agent import __version__
 from agent.base.config import Settings
 from agent.checkpoint import proc
 from agent.doors.mqtt import Broker
+from agent.migration import cordon
 from agent.migration.report import status
 from agent.migration.run import Run
 from protocol import topics
 from protocol.base import utc_now
 from protocol.errors import ErrorInfo
+from protocol.evacuation import EvacuationState, EvacuationStatus
 from protocol.peer import DecisionKind
 from protocol.status import ENDED, ContainerStatus, DecisionNotice, Engine, Event, HostStatus
 
@@ -38,11 +41,32 @@ class Announcer:
         self._engine: Engine | None = None
         self._migrations: set[str] = set()
         self._certificates: tuple[datetime | None, str] = (None, "")
+        self._hosts_heard: list[Callable[[], None]] = []
+        self._ends_heard: list[Callable[[Run], Awaitable[None]]] = []
+        self._moves_heard: list[Callable[[Run], None]] = []
+
+    def on_heard(self, hear: Callable[[], None]) -> None:
+        """Have it told that a host has said something of itself."""
+        self._hosts_heard.append(hear)
+
+    def on_end(self, hear: Callable[[Run], Awaitable[None]]) -> None:
+        """Have each end of a migration told that leaves this host; it may come twice."""
+        self._ends_heard.append(hear)
+
+    def on_move(self, hear: Callable[[Run], None]) -> None:
+        """Have it told that a migration from here has begun, or has ended."""
+        self._moves_heard.append(hear)
 
     # --- the other hosts ---
 
     async def heard(self, host: HostStatus) -> None:
         self._hosts[host.host] = host
+        for hear in self._hosts_heard:
+            hear()
+
+    def statuses(self) -> list[HostStatus]:
+        """Every host that has ever said something, this one too."""
+        return list(self._hosts.values())
 
     def status(self, host: str) -> HostStatus | None:
         return self._hosts.get(host)
@@ -75,6 +99,7 @@ class Announcer:
                 memory_reserve_bytes=self._settings.limits.memory_reserve_bytes,
                 certificates_until=self._certificates[0],
                 certificates_warning=self._certificates[1],
+                cordoned=cordon.find(self._settings.state_dir) is not None,
             ),
         )
 
@@ -111,6 +136,15 @@ class Announcer:
     async def publish_event(self, event: Event) -> None:
         self._broker.publish(topics.events(self._settings.host), event)
 
+    # --- evacuations ---
+
+    def cordoned(self) -> None:
+        self._publish_host()
+
+    async def evacuation(self, status: EvacuationStatus) -> None:
+        expiry = None if status.state is EvacuationState.RUNNING else KEEP_STATUS_SECONDS
+        self._broker.publish_retained(topics.evacuation(self._settings.host), status, expiry=expiry)
+
     # --- migrations ---
 
     async def changed(self, run: Run, error: ErrorInfo | None) -> None:
@@ -126,6 +160,11 @@ class Announcer:
         (self._migrations.discard if ended else self._migrations.add)(run.id)
         if len(self._migrations) != before:
             self._publish_host()
+            for tell in self._moves_heard:
+                tell(run)
+        if ended:
+            for hear in self._ends_heard:
+                await hear(run)
 
     async def decided(self, run: Run, decision: DecisionKind) -> None:
         if decision is DecisionKind.PENDING:

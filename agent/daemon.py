@@ -26,13 +26,15 @@ from agent.doors.peer_client import PeerClient
 from agent.doors.peer_server import PeerServer
 from agent.inventory import Inventory
 from agent.logs import set_up_logging
-from agent.migration import kept
+from agent.migration import homes, kept
 from agent.migration.host import Host
 from agent.migration.journal import Journal
 from agent.migration.kept import Keeper
 from agent.migration.machine import Role
 from agent.migration.sources import Sources
 from agent.migration.targets import Targets
+from agent.shutdown.evacuation import Around
+from agent.shutdown.evacuations import Evacuations
 from agent.vault.natives import Natives
 from agent.vault.schedule import Schedule
 from agent.vault.vault import Vault
@@ -86,8 +88,19 @@ class Agent:
         self.natives = Natives(self.host, self.sources, self.peer)
         self.kept = Keeper(self.host.docker, settings.state_dir)
         self.schedule = Schedule(self.host.docker, self.vault.store, self.vault.scheduled, settings.host)
-        self.dispatcher = Dispatcher(self.host, self.announcer, self.sources, self.targets, self.vault, self.natives)
-        self.inventory = Inventory(self.host.docker, settings.host, self.announcer, engine=self.host.engine)
+        around = Around(self.host, self.sources, self.announcer, self.peer)
+        self.evacuations = Evacuations(around, self.announcer)
+        self.dispatcher = Dispatcher(
+            self.host, self.announcer, self.sources, self.targets, self.vault, self.natives, self.evacuations
+        )
+        self.inventory = Inventory(
+            self.host.docker,
+            settings.host,
+            self.announcer,
+            engine=self.host.engine,
+            migration_of=self._migration_of,
+            home_of=lambda container_id: homes.of(settings.state_dir, container_id),
+        )
         self._server = PeerServer(settings.peer, self.targets, self.natives)
         self.certificates = Certificates(settings, self.announcer, self._server.reload, self.broker.until_connected)
 
@@ -96,6 +109,11 @@ class Agent:
         return PeerClient(
             self._settings.peer, self._settings.deadlines, name, lambda: self.announcer.url(name) or last_url
         )
+
+    def _migration_of(self, container_id: str) -> str | None:
+        """What a container is part of, that leaves."""
+        found = self.sources.of_container(container_id)
+        return found.id if found is not None else None
 
     async def _command(self, command: object, answer: object) -> None:
         await self.dispatcher.handle(command, answer)  # type: ignore[arg-type]
@@ -114,6 +132,8 @@ class Agent:
             self.targets.container_signalled(event.container_id, sent)
         if event.action in ("start", "destroy", "update"):
             self.kept.started(event.container_id)
+        if event.action == "destroy":
+            self.evacuations.gone(event.container_id)
         if event.action in CHANGES:
             self.schedule.changed()
 
@@ -134,6 +154,9 @@ class Agent:
         self.vault.sweep()
         self.natives.sweep()
         kept.sweep(self._settings.state_dir)
+        self.announcer.on_heard(self.evacuations.heard)
+        self.announcer.on_end(self.evacuations.ended)
+        self.announcer.on_move(lambda run: self.inventory.refresh(run.record["container_id"]))
         await self._recover()
         self.inventory.on_event(self._docker_event)
         self.inventory.on_list(self._docker_listed)
@@ -158,6 +181,7 @@ class Agent:
 
     async def _close(self, loops: list[asyncio.Task[object]]) -> None:
         """Moves first, while their doors are still open; then the doors."""
+        await self.evacuations.close()
         await self.vault.close()
         await self.sources.close()
         await self.targets.close()
@@ -182,8 +206,9 @@ class Agent:
                 log.exception("%s can't be taken up: its record is not understood", entry.id)
         try:
             await self.host.journal.prune()
+            await self.dispatcher.recover()
         except Exception:
-            log.exception("the journal can't be pruned")
+            log.exception("not all that was left of the agent before this one could be taken up")
 
     async def _watchdog(self) -> None:
         seconds = systemd.watchdog_seconds()

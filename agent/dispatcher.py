@@ -21,13 +21,18 @@ from agent.migration.report import report
 from agent.migration.run import Run
 from agent.migration.sources import Sources
 from agent.migration.targets import Targets
+from agent.shutdown.commands import Leaving
+from agent.shutdown.evacuations import Evacuations
 from agent.vault.natives import Natives
 from agent.vault.vault import Outcome, Vault
 from protocol.base import utc_now
 from protocol.commands import (
     Cancel,
+    CancelEvacuation,
     Checkpoint,
     Command,
+    Cordon,
+    Evacuate,
     Limit,
     ListCheckpoints,
     ListMigrations,
@@ -44,6 +49,7 @@ from protocol.commands import (
     ReplyKind,
     Resolve,
     Restore,
+    Return,
 )
 from protocol.errors import ErrorCode, ErrorInfo
 from protocol.peer import DecisionKind
@@ -70,7 +76,14 @@ class Dispatcher:
     """Knows the commands; the work is done by sources and targets."""
 
     def __init__(
-        self, host: Host, hosts: Hosts, sources: Sources, targets: Targets, vault: Vault, natives: Natives
+        self,
+        host: Host,
+        hosts: Hosts,
+        sources: Sources,
+        targets: Targets,
+        vault: Vault,
+        natives: Natives,
+        evacuations: Evacuations,
     ) -> None:
         self._host = host
         self._hosts = hosts
@@ -79,9 +92,10 @@ class Dispatcher:
         self._vault = vault
         self._natives = natives
         self._waiting: dict[str, list[Answer]] = {}
-        """Migration -> who wants to know how it ends."""
+        """Migration or evacuation -> who wants to know how it ends."""
         self._doing: dict[str, list[Answer]] = {}
         """Command -> who has asked for it again meanwhile."""
+        self._leaving = Leaving(host.journal, evacuations, self._reply, self._waiting)
 
     async def handle(self, command: Command, answer: Answer) -> None:
         """Do a command and answer it; never raises for what the command is about."""
@@ -136,7 +150,7 @@ class Dispatcher:
             await answer(REPLY.validate_json(seen.reply))
         elif seen.migration is not None and seen.migration in self._waiting:
             self._waiting[seen.migration].append(answer)
-            await answer(self._reply(command.id, ReplyKind.ACCEPTED, migration=seen.migration))
+            await answer(self._reply(command.id, ReplyKind.ACCEPTED, migration=_named(seen.migration)))
         elif command.id in self._doing:
             self._doing[command.id].append(answer)
             await answer(self._reply(command.id, ReplyKind.ACCEPTED))
@@ -152,7 +166,7 @@ class Dispatcher:
         return self._reply(
             command.id,
             ReplyKind.FAILED,
-            migration=migration,
+            migration=_named(migration),
             error=ErrorInfo(
                 code=ErrorCode.INTERNAL,
                 message=f"the agent was restarted during {what}",
@@ -179,6 +193,12 @@ class Dispatcher:
                 return self._stored(command)
             case NativeCreate() | NativeList() | NativeRemove() | NativeStart():
                 return await self._native(command, answer)
+            case Evacuate() | Return() | CancelEvacuation() | Cordon():
+                return await self._leaving.do(command, answer)
+
+    async def recover(self) -> None:
+        """Go on with what an agent before this one was asked for, and answer those who ask again."""
+        await self._leaving.recover()
 
     def _stored(self, command: ListCheckpoints | RemoveCheckpoint | PinCheckpoint) -> Reply:
         """What has to do with the host's folder alone."""
@@ -335,6 +355,11 @@ class Dispatcher:
                 **more,
             }
         )
+
+
+def _named(work: str | None) -> str | None:
+    """Work as a reply names it: a migration by its id; an evacuation has a status of its own."""
+    return work if work is not None and work.startswith("m-") else None
 
 
 def doubt(run: Run, role: str) -> str:

@@ -1,12 +1,14 @@
 """What runs on this host, told as it changes: Docker's events in, retained container status and events out.
 
-Subscribe, list, reconcile; on a reconnect subscribe from the last event on and list again, since events get lost. An
-event only says where to look: what is published is what Docker shows then, so a repeated or late one does no harm.
+Subscribe, list, reconcile; on a reconnect subscribe from the last event on and list again, since events get lost. List
+again too when events were read late: dockerd drops them for a slow reader, and does not tell. An event only says where
+to look: what is published is what Docker shows then, so a repeated or late one does no harm.
 """
 
 import asyncio
 import contextlib
 import logging
+import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from datetime import UTC, datetime
@@ -22,8 +24,13 @@ from protocol.status import ContainerStatus, Engine, Event
 log = logging.getLogger("agent.inventory")
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 10.0
+LOOK_SECONDS = 1.0
+"""A container that is just being started is not waited for before the next one is looked at."""
 BACKLOG = 5000
 """Events waiting to be handled; with more than that the list is read anew instead."""
+LATE_SECONDS = 2.0
+"""An event that is older when it is read: we were not reading, and dockerd may have dropped others meanwhile, which it
+does when a thousand of them wait and one could not be handed on for 0.1 s."""
 # Nothing in a status changes by these.
 _NO_NEWS = frozenset(
     {"top", "attach", "detach", "resize", "commit", "copy", "archive-path", "extract-to-dir", "export"}
@@ -35,7 +42,18 @@ _DETAILS = ("exitCode", "execDuration", "signal", "oldName", "execID", "image", 
 
 _ALIVE = frozenset({"running", "paused", "restarting"})
 
+_NANOSECONDS = re.compile(r"(?<=\.\d{6})\d+")
+
 Callback = Callable[[DockerEvent], Awaitable[None]]
+
+
+def _volumes(found: Container | Summary) -> tuple[str, ...]:
+    names = (
+        [each.name for each in found.mounts if each.name]
+        if isinstance(found, Container)
+        else [name for name, _ in found.volumes]
+    )
+    return tuple(sorted(names))
 
 
 class Publisher(Protocol):
@@ -65,6 +83,7 @@ class Inventory:
         *,
         engine: Callable[[], Awaitable[Engine]] | None = None,
         migration_of: Callable[[str], str | None] = lambda container_id: None,
+        home_of: Callable[[str], str] = lambda container_id: "",
         known: Iterable[str] = (),
     ) -> None:
         """Set up.
@@ -77,6 +96,7 @@ class Inventory:
         self._publisher = publisher
         self._engine = engine or docker.engine
         self._migration_of = migration_of
+        self._home_of = home_of
         self._callbacks: list[Callback] = []
         self._list_callbacks: list[Callable[[], None]] = []
         self._published: dict[str, ContainerStatus | None] = dict.fromkeys(known)
@@ -84,6 +104,9 @@ class Inventory:
         self._again: set[str] = set()
         self._pause = FIRST_PAUSE
         self._last_nano: int | None = None
+        self._subscribed_nano = 0
+        self._late = False
+        self._catching_up: asyncio.Task[None] | None = None
         self._down: bool | None = None
 
     def on_event(self, callback: Callback) -> None:
@@ -127,7 +150,8 @@ class Inventory:
 
         """
         # With the stream's headers dockerd has not subscribed us quite yet: what falls in between is in its backlog.
-        since = self._last_nano or time.time_ns()
+        self._subscribed_nano = time.time_ns()
+        since = self._last_nano or self._subscribed_nano
         queue: asyncio.Queue[DockerEvent | AgentError] = asyncio.Queue()
         async with self._docker.events(since) as events:
             reader = asyncio.create_task(self._read(events, queue), name="Docker's events")
@@ -146,6 +170,9 @@ class Inventory:
         """Take events off the stream, whatever the handlers do: dockerd drops them for a slow reader."""
         try:
             async for event in events:
+                # what comes from dockerd's backlog is old by nature, and all has been listed since
+                if self._subscribed_nano < event.time_nano < time.time_ns() - LATE_SECONDS * 1e9:
+                    self._late = True
                 queue.put_nowait(event)
         except AgentError as error:
             queue.put_nowait(error)
@@ -163,6 +190,10 @@ class Inventory:
             log.exception("skipped the event %s %s of %s", event.kind, event.action, event.id[:12])
         if queue.qsize() > BACKLOG:
             log.warning("%d events are waiting: reading the list anew", queue.qsize())
+            await self._reconcile()
+        elif self._late and queue.empty():
+            self._late = False
+            log.warning("Docker's events were read late: some may be lost; reading the list anew")
             await self._reconcile()
 
     async def _handle(self, event: DockerEvent) -> None:
@@ -209,6 +240,28 @@ class Inventory:
         await self._told(self._publisher.listed())
         for callback in self._list_callbacks:
             callback()
+        if self._catching_up is not None:
+            self._catching_up.cancel()
+        alive = [summary.id for summary in found.values() if summary.state in _ALIVE]
+        self._catching_up = asyncio.create_task(self._look_at(alive), name="look at what was listed")
+
+    async def _look_at(self, containers: list[str]) -> None:
+        """Those that run, one after the other: when they were started is not in the list.
+
+        Nothing else of it is taken: an end that was seen here before its event could be told to nobody any more.
+        """
+        for container_id in containers:
+            before = self._published.get(container_id)
+            container: Container | None = None
+            with contextlib.suppress(AgentError, TimeoutError):
+                async with asyncio.timeout(LOOK_SECONDS):
+                    container = await self._docker.find(container_id)
+            if container is None or before is None or before is not self._published.get(container_id):
+                continue  # gone, or looked at meanwhile
+            status = before.model_copy(update={"started_at": self._started_at(container)})
+            if container.state == before.state and status != before:
+                self._published[container_id] = status
+                await self._told(self._publisher.publish_container(status))
 
     async def _ended_unseen(self, before: ContainerStatus) -> None:
         event = DockerEvent("container", "die", "", before.id, before.name, {}, time.time_ns())
@@ -244,7 +297,7 @@ class Inventory:
 
     async def _stop_looking(self) -> None:
         self._again.clear()
-        tasks = list(self._looking.values())
+        tasks = [*self._looking.values(), *([self._catching_up] if self._catching_up is not None else [])]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -273,8 +326,24 @@ class Inventory:
             state=found.state,
             health="" if found.health == "none" else found.health,
             labels=dict(found.labels),
+            started_at=self._started_at(found),
+            networks={each.network: each.addresses for each in found.networks},
+            volumes=_volumes(found),
             migration=self._migration_of(found.id),
+            home=self._home_of(found.id) or None,
         )
+
+    def _started_at(self, found: Container | Summary) -> datetime | None:
+        """Of one that runs; the list does not have it, so what was known of it stands until it is looked at."""
+        if found.state not in _ALIVE:
+            return None
+        if isinstance(found, Container):
+            with contextlib.suppress(ValueError):
+                started = datetime.fromisoformat(_NANOSECONDS.sub("", found.started_at))
+                return started if started.tzinfo is not None else None
+            return None
+        before = self._published.get(found.id)
+        return before.started_at if before is not None else None
 
     def _event(self, event: DockerEvent) -> Event:
         detail = {key: event.attributes[key] for key in _DETAILS if key in event.attributes}

@@ -15,6 +15,8 @@ ContainerRef = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9][a-zA-Z0-9
 """A container's name or (a prefix of) its id, as the Docker command line takes it."""
 
 ContainerId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+EvacuationId = Annotated[str, StringConstraints(pattern=r"^e-[0-9a-f]{16}$")]
+"""Made from the id of the command that has begun it; the ids of its migrations are made from it."""
 MigrationId = Annotated[str, StringConstraints(pattern=r"^m-[0-9a-f]{16}$")]
 CommandId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,63}$")]
 Timestamp = AwareDatetime

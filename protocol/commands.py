@@ -9,9 +9,19 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter
 
-from protocol.base import PROTOCOL_VERSION, CommandId, ContainerRef, HostName, MigrationId, Timestamp, WireModel
+from protocol.base import (
+    PROTOCOL_VERSION,
+    CommandId,
+    ContainerRef,
+    EvacuationId,
+    HostName,
+    MigrationId,
+    Timestamp,
+    WireModel,
+)
 from protocol.checkpoint import CheckpointId, CheckpointInfo, NativeName, PipeId, StoreRef
 from protocol.errors import ErrorInfo
+from protocol.evacuation import EvacuationStatus
 from protocol.status import MigrationReport
 
 
@@ -201,6 +211,46 @@ class NativeStart(_Command):
     """Where a container like it is made and started; this host, and this container, if it is not said."""
 
 
+class _Leaving(_Command):
+    """What both ways of moving many have in common."""
+
+    deadline_s: float | None = Field(default=None, gt=0, le=604_800)
+    """When this time is over nothing more is begun, and what is not decided is taken back."""
+    parallel: int | None = Field(default=None, gt=0, le=64)
+    """Moves at once; never more than the host's own limit, which it is by default."""
+    plan: bool = False
+    """Only say what would be done."""
+
+
+class Evacuate(_Leaving):
+    """Cordon this host, and move all of its containers to others that can take them."""
+
+    kind: Literal["evacuate"] = "evacuate"
+    to: tuple[HostName, ...] = ()
+    """Only to these; any that there is, if none is said."""
+
+
+class Return(_Leaving):
+    """Give back the containers that an evacuation of another host has brought to this one."""
+
+    kind: Literal["return"] = "return"
+    to: HostName
+
+
+class CancelEvacuation(_Command):
+    """Begin nothing more of it, and take back what is not decided. The host stays cordoned."""
+
+    kind: Literal["cancel-evacuation"] = "cancel-evacuation"
+    evacuation: EvacuationId
+
+
+class Cordon(_Command):
+    """Take no containers any more, or take them again."""
+
+    kind: Literal["cordon"] = "cordon"
+    cordoned: bool = True
+
+
 class Ping(_Command):
     """Is the agent there, and which version is it?"""
 
@@ -222,6 +272,10 @@ _All = (
     | NativeList
     | NativeRemove
     | NativeStart
+    | Evacuate
+    | Return
+    | CancelEvacuation
+    | Cordon
     | Ping
 )
 Command = Annotated[_All, Field(discriminator="kind")]
@@ -267,6 +321,8 @@ class Reply(WireModel):
     checkpoints: tuple[CheckpointInfo, ...] | None = None
     native: tuple[str, ...] | None = None
     """Names of Docker's own checkpoints, as listed."""
+    evacuation: EvacuationStatus | None = None
+    """The plan, or what came of it."""
     notes: tuple[str, ...] = ()
     """Of a restore: what is not exactly as it was, each a sentence."""
     agent_version: str | None = None

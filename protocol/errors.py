@@ -28,6 +28,7 @@ class ErrorCode(StrEnum):
     TOO_LATE = "too-late"
     NO_SUCH_CONTAINER = "no-such-container"
     NO_SUCH_MIGRATION = "no-such-migration"
+    NO_SUCH_EVACUATION = "no-such-evacuation"
     NO_SUCH_CHECKPOINT = "no-such-checkpoint"
     NO_SUCH_HOST = "no-such-host"
     HOST_OFFLINE = "host-offline"

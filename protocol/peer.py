@@ -255,6 +255,8 @@ class Offer(WireModel):
     kernel: str
     machine: str
     after: SourcePolicy = SourcePolicy.REMOVE
+    home: HostName | None = None
+    """Where it returns to, if an evacuation has brought it."""
     lazy: bool = False
     """Memory follows over the page channel when the copy runs (post-copy)."""
 

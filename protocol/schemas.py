@@ -17,7 +17,7 @@ from typing import Any, Final
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from protocol import commands, peer, status, topics
+from protocol import commands, evacuation, peer, status, topics
 from protocol.base import PROTOCOL_VERSION
 from protocol.commands import COMMAND
 
@@ -40,6 +40,10 @@ COMMANDS: Final[tuple[type[BaseModel], ...]] = (
     commands.NativeList,
     commands.NativeRemove,
     commands.NativeStart,
+    commands.Evacuate,
+    commands.Return,
+    commands.CancelEvacuation,
+    commands.Cordon,
     commands.Ping,
 )
 SAID: Final[tuple[type[BaseModel], ...]] = (
@@ -49,6 +53,7 @@ SAID: Final[tuple[type[BaseModel], ...]] = (
     status.MigrationStatus,
     status.DecisionNotice,
     status.Event,
+    evacuation.EvacuationStatus,
 )
 PEER: Final[tuple[type[BaseModel], ...]] = (
     peer.Probed,
@@ -114,6 +119,14 @@ CHANNELS: Final = (
         (status.ContainerStatus,),
         "send",
         "One container of a host; cleared by an empty message when it is gone.",
+        retained=True,
+    ),
+    Channel(
+        "evacuation",
+        topics.evacuation("{host}"),
+        (evacuation.EvacuationStatus,),
+        "send",
+        "How far the evacuation of a host is, or how the last one came out; kept for a day after its end.",
         retained=True,
     ),
     Channel("events", topics.events("{host}"), (status.Event,), "send", "What happened on a host; not kept."),

@@ -95,7 +95,16 @@ class ContainerStatus(WireModel):
     """Docker's word: created, running, paused, restarting, removing, exited, dead."""
     health: str = ""
     labels: dict[str, str] = {}
+    started_at: Timestamp | None = None
+    """Of its last start, as long as it runs: another one means that it was restarted."""
+    networks: dict[str, tuple[str, ...]] = {}
+    """Those that it is on, with its addresses there while it runs."""
+    volumes: tuple[str, ...] = ()
+    """Those that are mounted in it."""
     migration: MigrationId | None = None
+    """By which it is leaving just now."""
+    home: HostName | None = None
+    """Where it returns to: an evacuation of that host has brought it here."""
 
 
 class PhaseTime(WireModel):

@@ -3,6 +3,7 @@
     transship/v1/hosts/HOST/command             controller -> agent   QoS 1, response topic, correlation data
     transship/v1/hosts/HOST/status              agent -> all          retained; last will: offline
     transship/v1/hosts/HOST/containers/ID       agent -> all          retained; empty when the container is gone
+    transship/v1/hosts/HOST/evacuation          agent -> all          retained; the one that goes on, or the last
     transship/v1/hosts/HOST/events              agent -> all
     transship/v1/migrations/ID/HOST/status      source -> all         retained
     transship/v1/migrations/ID/HOST/decision    source -> target      retained
@@ -26,6 +27,10 @@ def container_status(host: str, container_id: str) -> str:
     return f"{ROOT}/hosts/{host}/containers/{container_id}"
 
 
+def evacuation(host: str) -> str:
+    return f"{ROOT}/hosts/{host}/evacuation"
+
+
 def events(host: str) -> str:
     return f"{ROOT}/hosts/{host}/events"
 
@@ -44,5 +49,6 @@ def replies(client: str) -> str:
 
 ALL_HOSTS = f"{ROOT}/hosts/+/status"
 ALL_CONTAINERS = f"{ROOT}/hosts/+/containers/+"
+ALL_EVACUATIONS = f"{ROOT}/hosts/+/evacuation"
 ALL_EVENTS = f"{ROOT}/hosts/+/events"
 ALL_MIGRATIONS = f"{ROOT}/migrations/+/+/status"

@@ -3,21 +3,39 @@
 import re
 
 from agent.base.errors import Refused
-from agent.cli.controller import Controller
+from agent.cli.controller import Controller, checked
 from agent.cli.output import OK, Out
 from protocol.base import new_command_id
-from protocol.commands import Cancel, Limit, ListMigrations, OpenMigration, Resolve
+from protocol.commands import Cancel, CancelEvacuation, Limit, ListMigrations, OpenMigration, Resolve
 from protocol.errors import ErrorCode
 from protocol.status import ENDED, MigrationStatus, Phase
 
 
 async def cancel(controller: Controller, out: Out, migration: str, host: str | None) -> int:
+    if migration.startswith("e-"):
+        return await _cancel_evacuation(controller, out, migration, host)
     status = await _status(controller, migration, host)
     source = host or (status.source if status else "")
     await controller.ask(source, _checked(Cancel, migration))
     if out.as_json:
         out.item({"ok": True, "migration": migration, "host": source})
     out.say(f"{source} takes {migration} back; the container runs on there")
+    return OK
+
+
+async def _cancel_evacuation(controller: Controller, out: Out, evacuation: str, host: str | None) -> int:
+    found = [one.host for one in await controller.evacuations() if one.id == evacuation]
+    if host is None and not found:
+        raise Refused(
+            ErrorCode.NO_SUCH_EVACUATION,
+            f"no host has said anything of {evacuation}",
+            hint="--host HOST asks a host all the same",
+        )
+    at = host or found[0]
+    await controller.ask(at, checked(CancelEvacuation, evacuation=evacuation))
+    if out.as_json:
+        out.item({"ok": True, "evacuation": evacuation, "host": at})
+    out.say(f"{at} begins nothing more of {evacuation}, and takes back what is not decided; it stays cordoned")
     return OK
 
 

@@ -40,6 +40,19 @@ def migrations(context: typer.Context, incomplete: str) -> Offer:
     return _offered(context, incomplete, ask)
 
 
+def cancellable(context: typer.Context, incomplete: str) -> Offer:
+    """Migrations that go on, and evacuations."""
+
+    async def ask(controller: "Controller") -> Offer:
+        moves = [
+            (one.id, f"{one.container} to {one.target}") for one in await controller.migrations() if not one.report
+        ]
+        found = [one for one in await controller.evacuations() if one.state == "running"]
+        return [*moves, *((one.id, f"evacuation of {one.host}") for one in found)]
+
+    return _offered(context, incomplete, ask)
+
+
 def _offered(
     context: typer.Context, incomplete: str, ask: Callable[["Controller"], Awaitable[Iterable[tuple[str, str]]]]
 ) -> Offer:

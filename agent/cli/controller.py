@@ -20,6 +20,7 @@ from protocol import topics
 from protocol.base import WireModel, new_command_id
 from protocol.commands import Command, Reply, ReplyKind
 from protocol.errors import Consequence, ErrorCode
+from protocol.evacuation import EvacuationState, EvacuationStatus
 from protocol.reading import Unreadable, explain, read
 from protocol.status import ENDED, ContainerStatus, Event, HostStatus, MigrationStatus
 
@@ -132,6 +133,10 @@ class Controller:
         found = await self._retained(MigrationStatus, topics.migration_status(migration, "+"))
         return max(found, key=lambda one: one.at, default=None)
 
+    async def evacuations(self) -> list[EvacuationStatus]:
+        """Of each host the one that goes on, or the last."""
+        return sorted(await self._retained(EvacuationStatus, topics.ALL_EVACUATIONS), key=lambda one: one.started_at)
+
     async def events(self, host: str | None = None) -> AsyncIterator[Event]:
         """What happens from now on."""
         with self._listening(topics.events(host) if host else topics.ALL_EVENTS) as ear:
@@ -150,6 +155,28 @@ class Controller:
                 if status is None or (last and status.sequence <= last.sequence and status.at <= last.at):
                     continue
                 yield (last := status)
+
+    async def watch_evacuation(self, host: str, evacuation: str) -> AsyncIterator[EvacuationStatus]:
+        """Each change of it, up to the one that ends it; of others on that host nothing."""
+        last = -1
+        with self._listening(topics.evacuation(host)) as ear:
+            await self._subscribe(ear)
+            while True:
+                status = self._understood(EvacuationStatus, await ear.next())
+                if status is None or status.id != evacuation or status.sequence <= last:
+                    continue
+                last = status.sequence
+                yield status
+                if status.state is not EvacuationState.RUNNING:
+                    return
+
+    async def watch_moves(self, host: str) -> AsyncIterator[MigrationStatus]:
+        """Each change of any migration that leaves a host, those that have ended lately too."""
+        with self._listening(topics.migration_status("+", host)) as ear:
+            await self._subscribe(ear)
+            while True:
+                if status := self._understood(MigrationStatus, await ear.next()):
+                    yield status
 
     # --- what they are asked
 

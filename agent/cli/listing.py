@@ -44,7 +44,7 @@ def _host_row(host: HostStatus) -> tuple[str, ...]:
     memory = f"{size(host.memory_free_bytes)} of {size(host.memory_bytes)}"
     return (
         f"[bold]{host.host}[/]",
-        "[green]online[/]",
+        "[yellow]cordoned[/]" if host.cordoned else "[green]online[/]",
         host.agent_version,
         engine.docker if engine else "",
         engine.criu if engine else "",
@@ -80,7 +80,7 @@ async def ps(controller: Controller, out: Out, host: str | None) -> int:
     else:
         offline = {name for name, one in states.items() if not one.online}
         rows = [_container_row(one, offline=one.host in offline) for one in found]
-        columns = ("HOST", "ID", "NAME", "IMAGE", "STATE", "MIGRATION")
+        columns = ("HOST", "ID", "NAME", "IMAGE", "STATE", "MIGRATION", "HOME")
         out.table(columns, rows, empty=f"no containers on {host}" if host else "no containers")
         for name in sorted(offline & {one.host for one in found}):
             out.warn(f"{name} is offline: what is shown of it is what it said last")
@@ -98,6 +98,7 @@ def _container_row(one: ContainerStatus, *, offline: bool) -> tuple[str, ...]:
         escape(one.image),
         f"[{style}]{state}[/]",
         one.migration or "",
+        one.home or "",
     )
 
 

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from agent.cli import archives
-from agent.cli.running import CONTAINERS, HOSTS, Host, Json, MigrationArgument, control, local
+from agent.cli import hosts as of_hosts
+from agent.cli.running import CONTAINERS, HOSTS, Cancellable, Host, Json, MigrationArgument, control, local
 
 app = typer.Typer(
     name="transship",
@@ -135,6 +136,10 @@ def migrate(
     control(context, as_json, lambda controller, out: story.migrate(controller, out, wanted))
 
 
+app.command()(of_hosts.evacuate)
+app.command("return")(of_hosts.give_back)
+app.command()(of_hosts.cordon)
+app.command()(of_hosts.uncordon)
 app.command()(archives.checkpoint)
 app.command()(archives.restore)
 app.command()(archives.inspect)
@@ -146,13 +151,13 @@ app.add_typer(archives.criu_app, name="criu", no_args_is_help=True)
 @app.command()
 def cancel(
     context: typer.Context,
-    migration: MigrationArgument,
+    migration: Cancellable,
     host: Annotated[
         str | None, typer.Option("--host", metavar="HOST", help="The source, if it is not known.", autocompletion=HOSTS)
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Take a migration back; refused once it is decided."""
+    """Take a migration back, which is refused once it is decided; or end an evacuation."""
     from agent.cli import commands
 
     control(context, as_json, lambda controller, out: commands.cancel(controller, out, migration, host))

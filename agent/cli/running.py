@@ -32,6 +32,11 @@ MigrationArgument = Annotated[
     str, typer.Argument(metavar="ID", help="As `transship migrations` shows it.", autocompletion=MIGRATIONS)
 ]
 
+Cancellable = Annotated[
+    str,
+    typer.Argument(metavar="ID", help="Of a migration, or of an evacuation.", autocompletion=offer("cancellable")),
+]
+
 
 def control(context: typer.Context, as_json: bool, story: Callable[["Controller", "Out"], Awaitable[int]]) -> NoReturn:
     """Run something that needs the broker, and leave with its exit code."""

@@ -96,6 +96,7 @@ class Summary:
     """Of the host, with protocol: published just now."""
     volumes: tuple[tuple[str, bool], ...] = ()
     """Names of the volumes that are mounted in it, and whether writable."""
+    networks: tuple[Attachment, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +145,6 @@ class Volume:
 
 def container(raw: Json) -> Container:
     state, config, host = raw["State"], raw["Config"], raw["HostConfig"]
-    networks = (raw.get("NetworkSettings") or {}).get("Networks") or {}
     return Container(
         id=raw["Id"],
         name=raw["Name"].lstrip("/"),
@@ -165,7 +165,7 @@ def container(raw: Json) -> Container:
         labels=config.get("Labels") or {},
         exec_ids=tuple(raw.get("ExecIDs") or ()),
         mounts=tuple(mount(entry) for entry in raw.get("Mounts") or ()),
-        networks=tuple(attachment(name, entry or {}) for name, entry in networks.items()),
+        networks=_attachments(raw),
         raw=raw,
         exit_code=state.get("ExitCode") or 0,
     )
@@ -193,6 +193,11 @@ def attachment(name: str, raw: Json) -> Attachment:
     )
 
 
+def _attachments(raw: Json) -> tuple[Attachment, ...]:
+    networks = (raw.get("NetworkSettings") or {}).get("Networks") or {}
+    return tuple(attachment(name, entry or {}) for name, entry in networks.items())
+
+
 def _with_prefix(address: str | None, length: int | None) -> str:
     return f"{address}/{length}" if address else ""
 
@@ -212,6 +217,7 @@ def summary(raw: Json) -> Summary:
             sorted({(port["PublicPort"], port["Type"]) for port in raw.get("Ports") or () if "PublicPort" in port})
         ),
         volumes=tuple((mount["Name"], bool(mount.get("RW"))) for mount in raw.get("Mounts") or () if mount.get("Name")),
+        networks=_attachments(raw),
     )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from agent.base.errors import DockerFailed, Refused, StepFailed
 from agent.checkpoint import proc
-from agent.migration import belongings, confinement, fitting, ports
+from agent.migration import belongings, confinement, cordon, fitting, ports
 from agent.migration.host import Host
 from agent.prework import init
 from agent.prework.layers import missing_layers, stored_blobs
@@ -54,6 +54,7 @@ async def examine(host: Host, offer: Offer, reserved: Iterable[Reserved], room: 
     engine = await host.engine()
     others = list(reserved)
     reasons = [
+        *(cordon.against(host.settings.state_dir, host.name) if offer.source != host.name else ()),
         *_engines(host, engine, offer),
         *(against_postcopy(engine) if offer.lazy else ()),
         *_hardware(offer),

@@ -3,7 +3,7 @@
 import re
 
 from agent.base.errors import DockerFailed, Refused
-from agent.migration import belongings, fitting, pins, ports
+from agent.migration import belongings, fitting, homes, pins, ports
 from agent.migration.fitting import Body
 from agent.migration.host import Host
 from agent.migration.run import Run
@@ -21,6 +21,8 @@ async def create(host: Host, run: Run, offer: Offer) -> str:
     await run.note_down(creating=offer.container)
     created = await _create(host, run, offer, body)
     await run.note_down(container_id=created)
+    if offer.home and offer.home != host.name:
+        homes.remember(host.settings.state_dir, created, offer.home)
     pins.remember(host.settings.state_dir, created, offer.pinned, [found.id for found in await host.docker.list()])
     return created
 

@@ -1,6 +1,7 @@
 """Before anything is touched: is there such a container, can it move, what would the peer need to take it?"""
 
 import asyncio
+import contextlib
 import os
 import shutil
 import time
@@ -30,8 +31,6 @@ from agent.prework.tree import Source
 from protocol.commands import ExecPolicy, Migrate
 from protocol.errors import ErrorCode, Reason
 from protocol.peer import ImageRef, Listening, Network, Offer, Volume
-
-LOOK_AGAIN_SECONDS = 0.2
 
 
 async def examine(host: Host, request: Migrate, migration: str) -> Subject:
@@ -125,12 +124,17 @@ def _given(container: Container) -> additions.Given:
 
 async def _running_execs(host: Host, request: Migrate, container: Container) -> tuple[Exec, ...]:
     """What `docker exec` runs in it; none, if a wait for its end is wanted and was long enough."""
-    end = time.monotonic() + (host.settings.deadlines.execs if request.execs is ExecPolicy.WAIT else 0)
-    while True:
-        execs = await host.docker.running_execs(container)
-        if not foreign(container, execs) or time.monotonic() >= end:
-            return execs
-        await asyncio.sleep(LOOK_AGAIN_SECONDS)
+    execs = await host.docker.running_execs(container)
+    if request.execs is not ExecPolicy.WAIT or not foreign(container, execs):
+        return execs
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(host.settings.deadlines.execs), host.docker.events(time.time_ns()) as events:
+            execs = await host.docker.running_execs(container)  # one may have ended before we listened
+            while foreign(container, execs):
+                event = await anext(events)
+                if event.action == "exec_die" and event.container_id == container.id:
+                    execs = await host.docker.running_execs(container)
+    return execs
 
 
 async def _engine(host: Host) -> list[Reason]:

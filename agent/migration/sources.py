@@ -26,7 +26,7 @@ from protocol.base import new_migration_id
 from protocol.commands import Migrate
 from protocol.errors import ErrorCode, ErrorInfo
 from protocol.peer import DecisionKind
-from protocol.status import Phase
+from protocol.status import ENDED, Phase
 
 log = logging.getLogger("agent.source")
 
@@ -105,12 +105,20 @@ class Sources:
     def _of_container(self, container_id: str) -> list[Move]:
         return [move for move in self._moves.values() if move.container_id == container_id]
 
+    def of_container(self, container_id: str) -> Run | None:
+        """By which it is leaving just now."""
+        return next((move.run for move in self._of_container(container_id) if move.run.phase not in ENDED), None)
+
     def _runs_of(self, container_id: str) -> list[Run]:
         claimed = self._claimed.get(container_id)
         return [move.run for move in self._of_container(container_id)] + ([claimed] if claimed is not None else [])
 
-    async def start(self, request: Migrate, container: Container, begun: Begun, ended: Ended) -> Run:
+    async def start(
+        self, request: Migrate, container: Container, begun: Begun, ended: Ended, *, migration: str = "", home: str = ""
+    ) -> Run:
         """Begin to move a container; `begun` is called before anything is done, `ended` with how it came out.
+
+        A `migration` that was begun before is not begun again; at `home` is it, if it is to return one day.
 
         Raises:
             Refused: it is part of a move already, or too many are under way.
@@ -123,11 +131,14 @@ class Sources:
                 f"{len(self._moves)} migrations are under way, the limit of {self._host.name}",
                 hint="try again later, or raise limits.migrations",
             )
-        migration = new_migration_id()
+        if migration and (self.find(migration) or await self._host.journal.get(migration, Role.SOURCE)):
+            raise Refused(ErrorCode.TOO_LATE, f"{migration} was begun before")
+        migration = migration or new_migration_id()
         record = {
             "container_id": container.id,
             "request": request.model_dump(mode="json"),
             "bandwidth": request.bandwidth,
+            "home": home,
         }
         move = Move(
             Run(
@@ -192,7 +203,7 @@ class Sources:
         async with self._peers(request.to) as peer:
             choice = choosing.choose(request, subject.memory_bytes, await peer.probe(run.id))
             run.strategy, run.reason, run.figures["predicted_ms"] = choice.strategy, choice.reason, choice.predicted_ms
-            subject = subject.going_by(run.strategy)
+            subject = subject.going_by(run.strategy, run.record.get("home") or None)
             await run.note_down(**subject.to_record(), strategy=run.strategy)
             run.notes += subject.notes
             await run.note_down(peer_url=peer.url())

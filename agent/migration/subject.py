@@ -52,9 +52,9 @@ class Subject:
     notes: tuple[str, ...] = ()
     """What will not be exactly as before, each a sentence."""
 
-    def going_by(self, strategy: str) -> Self:
-        """The same, with the strategy that was chosen for it in the offer."""
-        return replace(self, offer=self.offer.model_copy(update={"lazy": strategy == PostCopy.name}))
+    def going_by(self, strategy: str, home: str | None = None) -> Self:
+        """The same, with the strategy that was chosen for it in the offer, and where it returns to."""
+        return replace(self, offer=self.offer.model_copy(update={"lazy": strategy == PostCopy.name, "home": home}))
 
     @property
     def options(self) -> CriuOptions:

@@ -96,7 +96,8 @@ class _Book:
     ways: list[float] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.ways = [0.0] * max(1, min(self.parallel, self.place.at_once - self.place.underway))
+        free = min(self.parallel, self.place.at_once - self.place.underway)
+        self.ways = [0.0] * free if free > 0 else [SETUP_SECONDS]  # when one of those that are on their way has ended
 
     def left_after(self, one: Leaving) -> int:
         """Bytes that stay free at the worst moment, once this one has been given to it, too."""

@@ -39,6 +39,7 @@ BY_PATTERN = {
     r"^([0-9a-f]{64})?$": "8f" * 32,
     r"^[0-9A-Fa-f:.]+(/[0-9]{1,3})?$": "10.1.0.2/24",
     r"^m-[0-9a-f]{16}$": "m-0123456789abcdef",
+    r"^e-[0-9a-f]{16}$": "e-0123456789abcdef",
     r"^[0-9a-f]{12}$": "5f0c2a9be771",
     r"^[0-9a-f]{16}$": "0123456789abcdef",
     checkpoint.STORE: "oci:registry:5000/name",
@@ -123,6 +124,7 @@ def test_asyncapi_names_every_topic_and_every_reference_leads_somewhere() -> Non
         topics.command("{host}"),
         topics.host_status("{host}"),
         topics.container_status("{host}", "{container}"),
+        topics.evacuation("{host}"),
         topics.events("{host}"),
         topics.migration_status("{migration}", "{host}"),
         topics.decision("{migration}", "{host}"),
@@ -130,7 +132,13 @@ def test_asyncapi_names_every_topic_and_every_reference_leads_somewhere() -> Non
     }
     assert addresses == functions
     retained = {name for name, one in document["operations"].items() if one["bindings"]["mqtt"]["retain"]}
-    assert retained == {"sendHostStatus", "sendContainerStatus", "sendMigrationStatus", "sendDecision"}
+    assert retained == {
+        "sendHostStatus",
+        "sendContainerStatus",
+        "sendEvacuation",
+        "sendMigrationStatus",
+        "sendDecision",
+    }
 
 
 def test_every_message_that_the_peer_link_speaks_of_has_a_schema() -> None:

@@ -99,6 +99,12 @@ def version2() -> Iterator[Cluster]:
 
 
 @pytest.fixture(scope="session")
+def three() -> Iterator[Cluster]:
+    """One host that is emptied and filled again, and two that take what it has."""
+    yield from _up("three", HostSpec("a28", D28), HostSpec("b28", D28), HostSpec("c26", D26))
+
+
+@pytest.fixture(scope="session")
 def programs() -> Iterator[Cluster]:
     """With userns-remap, so that programs of several users can be dumped in namespaces (facts.md)."""
     yield from _up("programs", HostSpec("u26", D26, userns_remap=True), HostSpec("u28", D28, userns_remap=True))

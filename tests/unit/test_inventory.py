@@ -79,11 +79,13 @@ async def test_a_look_from_before_the_end_does_not_bring_it_back() -> None:
     room.docker.containers = {A: ("web", "running", "")}
     async with room.running():
         await room.told.until(lambda: A in room.told.containers)
+        while not room.docker.inspects:  # for when it was started
+            await asyncio.sleep(0)
         room.docker.hold.clear()
         room.docker.containers[A] = ("web", "exited", "")
         room.docker.tell("die", A)
         await room.told.until(lambda: ("die", "a") in room.heard)
-        while not room.docker.inspects:
+        while room.docker.inspects < 2:
             await asyncio.sleep(0)
         room.docker.containers.clear()
         room.docker.tell("destroy", A)
