@@ -62,6 +62,8 @@ class Evacuations:
         self._task: asyncio.Task[EvacuationStatus] | None = None
         self._command = ""
         self._closing = False
+        self._said: object = None
+        """What was written down and told last."""
         self._state = around.host.settings.state_dir
 
     # --- what may be asked
@@ -166,17 +168,21 @@ class Evacuations:
             return ""
         evacuation = Evacuation(order, self._around, self._changed)
         evacuation.started = status.started_at
+        self._command = command
         for shown in status.containers:
             leaving = Leaving(shown.container_id, shown.container, shown.memory_bytes, priority=shown.priority)
             evacuation.rows[shown.container_id] = Row(leaving, shown, found.attempts.get(shown.container_id, 0))
+        goes_on = found.boot == cordon.boot()
+        if goes_on:
+            self._now = evacuation  # from here on it hears of ends; those before are in the journal
         for row in evacuation.rows.values():
             await self._catch_up(row)
-        if found.boot == cordon.boot():
-            log.warning("%s goes on after the restart of the agent", order.id)
-            await self._start(evacuation, command, ended, settle_seconds=SETTLE_SECONDS)
-            return order.id
-        await self._interrupted(evacuation, command, ended)
-        return ""
+        if not goes_on:
+            await self._interrupted(evacuation, command, ended)
+            return ""
+        log.warning("%s goes on after the restart of the agent", order.id)
+        await self._start(evacuation, command, ended, settle_seconds=SETTLE_SECONDS)
+        return order.id
 
     async def _interrupted(self, evacuation: Evacuation, command: str, ended: Ended) -> None:
         why = ErrorInfo(code=ErrorCode.CANCELLED, message="the host was rebooted in the middle of its evacuation")
@@ -184,7 +190,6 @@ class Evacuations:
             if row.state in (EvacueeState.WAITING, EvacueeState.MOVING):
                 row.leave(why)
         evacuation.state = EvacuationState.INTERRUPTED
-        self._command = command
         await self._changed(evacuation)
         await ended(command, evacuation.status())
 
@@ -221,7 +226,6 @@ class Evacuations:
     async def _start(
         self, evacuation: Evacuation, command: str, ended: Ended | None, *, settle_seconds: float = 0
     ) -> None:
-        self._check_idle()
         self._now, self._command = evacuation, command
         try:
             await self._changed(evacuation)
@@ -258,8 +262,9 @@ class Evacuations:
         return evacuation.status()
 
     async def _changed(self, evacuation: Evacuation) -> None:
-        status = evacuation.status()
-        if not self._closing:
+        now = evacuation.state, tuple(row.shown for row in evacuation.rows.values())
+        if not self._closing and now != self._said:
+            status, self._said = evacuation.status(), now
             self._write(evacuation, status)
             await self._telling.evacuation(status)
 

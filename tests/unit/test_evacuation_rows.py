@@ -1,21 +1,32 @@
 """What follows from how a move of an evacuation came out; and the files that outlive the agent."""
 
 import hashlib
+import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
 from agent.migration import cordon, homes
 from agent.migration.cordon import Cordon
-from agent.shutdown.evacuation import migration_id
-from agent.shutdown.evacuations import evacuation_id
+from agent.migration.host import Host
+from agent.migration.journal import Journal
+from agent.shutdown.evacuation import Around, migration_id
+from agent.shutdown.evacuations import FILE, Evacuations, evacuation_id
 from agent.shutdown.places import Leaving
 from agent.shutdown.planner import Placement
 from agent.shutdown.row import BUSY_SECONDS, OF_TARGET, Row
+from protocol.base import utc_now
 from protocol.errors import Consequence, ErrorCode, ErrorInfo, Reason
-from protocol.evacuation import Evacuee, EvacueeState
+from protocol.evacuation import EvacuationKind, EvacuationState, EvacuationStatus, Evacuee, EvacueeState
+from tests.unit import moves
+
+if TYPE_CHECKING:
+    from agent.base.shell import Shell
+    from agent.doors.docker import Docker
+    from agent.migration.sources import Peers, Sources
+    from agent.shutdown.survey import Hosts
 
 ID = "8f" * 32
 
@@ -122,3 +133,87 @@ def test_homes_are_remembered_until_the_container_is_gone(tmp_path: Path) -> Non
     homes.forget(tmp_path, ID)
     homes.forget(tmp_path, ID)
     assert homes.of(tmp_path, ID) == ""
+
+
+# --- what an agent before this one has left
+
+
+class Told:
+    """Who is told of evacuations."""
+
+    def __init__(self) -> None:
+        self.statuses: list[EvacuationStatus] = []
+        self.ends: list[tuple[str, EvacuationStatus]] = []
+
+    async def evacuation(self, status: EvacuationStatus) -> None:
+        self.statuses.append(status)
+
+    def cordoned(self) -> None:
+        """Nobody asks."""
+
+    async def ended(self, command: str, status: EvacuationStatus) -> None:
+        self.ends.append((command, status))
+
+
+def status_of(state: EvacuationState, *rows: Evacuee) -> dict[str, Any]:
+    return EvacuationStatus(
+        id="e-0123456789abcdef",
+        kind=EvacuationKind.EVACUATE,
+        host=moves.SOURCE,
+        state=state,
+        sequence=1,
+        started_at=utc_now(),
+        at=utc_now(),
+        containers=rows,
+    ).model_dump(mode="json")
+
+
+async def recovered(folder: Path, content: object) -> tuple[str, Told]:
+    settings = moves.settings().model_copy(update={"state_dir": folder})
+    journal = Journal(folder / "journal")
+    host = Host(settings, cast("Docker", None), cast("Shell", None), journal)
+    await journal.open()
+    (folder / FILE).write_text(content if isinstance(content, str) else json.dumps(content))
+    told = Told()
+    try:
+        evacuations = Evacuations(Around(host, cast("Sources", None), cast("Hosts", None), cast("Peers", None)), told)
+        return await evacuations.recover(told.ended), told
+    finally:
+        await journal.close()
+
+
+async def test_after_a_reboot_it_does_not_go_on_and_says_so(tmp_path: Path) -> None:
+    rows = [
+        Evacuee(container="gone", container_id="01" * 32, state=EvacueeState.MOVED, to="host-b"),
+        Evacuee(container="web", container_id=ID, state=EvacueeState.WAITING),
+    ]
+    content = {
+        "command": "c-1",
+        "boot": "another",
+        "only": [],
+        "containers": None,
+        "attempts": {},
+        "status": status_of(EvacuationState.RUNNING, *rows),
+    }
+    goes_on, told = await recovered(tmp_path, content)
+    assert goes_on == ""
+    [(command, status)] = told.ends
+    assert (command, status.state) == ("c-1", EvacuationState.INTERRUPTED)
+    assert [one.state for one in status.containers] == [EvacueeState.MOVED, EvacueeState.LEFT]
+    assert "rebooted" in str(status.containers[1].error)
+
+
+async def test_the_last_one_is_said_again_and_a_file_that_can_t_be_read_is_left(tmp_path: Path) -> None:
+    content = {
+        "command": "c-1",
+        "boot": "another",
+        "only": [],
+        "containers": None,
+        "attempts": {},
+        "status": status_of(EvacuationState.DONE),
+    }
+    goes_on, told = await recovered(tmp_path, content)
+    assert (goes_on, told.ends) == ("", [])
+    assert [status.state for status in told.statuses] == [EvacuationState.DONE]
+    goes_on, told = await recovered(tmp_path, "{")
+    assert (goes_on, told.ends, told.statuses) == ("", [], [])
