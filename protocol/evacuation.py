@@ -84,4 +84,6 @@ class EvacuationStatus(WireModel):
     at: Timestamp
     deadline: Timestamp | None = None
     parallel: int = 1
+    error: ErrorInfo | None = None
+    """Why it ended before its time, where it did: what was not moved by then was not tried."""
     containers: tuple[Evacuee, ...] = ()

@@ -224,4 +224,4 @@ def code_of(status: EvacuationStatus) -> int:
     grave = (Consequence.IN_DOUBT, Consequence.STRANDED)
     if any(one.state is EvacueeState.MOVING or (one.error and one.error.consequence in grave) for one in left):
         return IN_DOUBT if status.state is not EvacuationState.RUNNING else OK
-    return FAILED if left else OK
+    return FAILED if left or status.error is not None else OK

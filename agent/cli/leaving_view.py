@@ -175,6 +175,8 @@ def show_result(out: Out, statuses: Sequence[EvacuationStatus]) -> None:
             f"{len(moved)} {word}, {len(left)} left behind{by_label}",
             "yellow" if left else "green",
         )
+        if status.error is not None:
+            out.say(f"{status.host}: {status.error.message}", "red")
         if not out.as_json:
             _show_reasons(out, left)
 

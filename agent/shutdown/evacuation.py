@@ -88,6 +88,8 @@ class Evacuation:
         self.order = order
         self.state = EvacuationState.RUNNING
         self.started = utc_now()
+        self.error: ErrorInfo | None = None
+        """Why it could not be carried out to its end."""
         self.rows: dict[str, Row] = {}
         self._around = around
         self._changed = changed
@@ -112,6 +114,7 @@ class Evacuation:
             at=utc_now(),
             deadline=self.order.deadline,
             parallel=self.order.parallel,
+            error=self.error,
             containers=tuple(row.shown for row in self.rows.values()),
         )
 
@@ -165,11 +168,23 @@ class Evacuation:
 
     async def _all(self) -> None:
         for _ in range(ROUNDS):
-            if not await self._look():
+            if not await self._look_patiently():
                 return
             await self._move_all()
             if self._stop is not None or self.order.kind is EvacuationKind.RETURN:
                 return
+
+    async def _look_patiently(self) -> bool:
+        """An agent that was just started may have been so together with its dockerd."""
+        while True:
+            try:
+                return await self._look()
+            except AgentError as error:
+                if self._now() >= self._settled:
+                    raise
+                log.warning("%s: %s", self.order.id, error.message)
+            self._news.clear()
+            await self._wait(PAUSE_SECONDS)
 
     async def _look(self) -> bool:
         """Whether there is anything to move that was not known, or not moved, before."""

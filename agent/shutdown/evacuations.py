@@ -92,8 +92,10 @@ class Evacuations:
 
         Raises:
             Refused: another one goes on.
+            AgentError: dockerd does not answer; nothing was begun.
 
         """
+        await self._around.host.docker.list()
         self._check_idle()
         if order.kind is EvacuationKind.EVACUATE and order.containers is None:
             self.put_cordon(f"it is being evacuated ({order.id})")
@@ -186,6 +188,7 @@ class Evacuations:
 
     async def _interrupted(self, evacuation: Evacuation, command: str, ended: Ended) -> None:
         why = ErrorInfo(code=ErrorCode.CANCELLED, message="the host was rebooted in the middle of its evacuation")
+        evacuation.error = why
         for row in evacuation.rows.values():
             if row.state in (EvacueeState.WAITING, EvacueeState.MOVING):
                 row.leave(why)
@@ -252,11 +255,12 @@ class Evacuations:
 
     async def _failed(self, evacuation: Evacuation, error: Exception) -> EvacuationStatus:
         """Dockerd was away, or a bug: what was not moved stays, and is said."""
-        refused = (unavailable(error) or error) if isinstance(error, AgentError) else None
-        info = refused.info() if isinstance(refused, AgentError) else None
+        foreseen = (unavailable(error) or error) if isinstance(error, AgentError) else None
+        unforeseen = ErrorInfo(code=ErrorCode.INTERNAL, message=f"{type(error).__name__}: {error}")
+        evacuation.error = foreseen.info() if foreseen is not None else unforeseen
         for row in evacuation.rows.values():
             if row.state is EvacueeState.WAITING:
-                row.leave(info or ErrorInfo(code=ErrorCode.INTERNAL, message=f"{type(error).__name__}: {error}"))
+                row.leave(evacuation.error)
         evacuation.state = EvacuationState.CANCELLED
         await self._changed(evacuation)
         return evacuation.status()

@@ -201,6 +201,7 @@ async def test_after_a_reboot_it_does_not_go_on_and_says_so(tmp_path: Path) -> N
     assert (command, status.state) == ("c-1", EvacuationState.INTERRUPTED)
     assert [one.state for one in status.containers] == [EvacueeState.MOVED, EvacueeState.LEFT]
     assert "rebooted" in str(status.containers[1].error)
+    assert status.error is not None
 
 
 async def test_the_last_one_is_said_again_and_a_file_that_can_t_be_read_is_left(tmp_path: Path) -> None:
