@@ -124,6 +124,8 @@ class Sources:
             Refused: it is part of a move already, or too many are under way.
 
         """
+        if migration and await self.knows(migration):
+            raise Refused(ErrorCode.TOO_LATE, f"{migration} was begun before")
         await self._check_free(container)
         if len(self._moves) >= self._host.settings.limits.migrations:
             raise Refused(
@@ -131,8 +133,6 @@ class Sources:
                 f"{len(self._moves)} migrations are under way, the limit of {self._host.name}",
                 hint="try again later, or raise limits.migrations",
             )
-        if migration and (self.find(migration) or await self._host.journal.get(migration, Role.SOURCE)):
-            raise Refused(ErrorCode.TOO_LATE, f"{migration} was begun before")
         migration = migration or new_migration_id()
         record = {
             "container_id": container.id,

@@ -40,6 +40,34 @@ async def test_two_commands_at_once_begin_one_move(world: World) -> None:
     await world.end()
 
 
+async def test_a_migration_that_was_begun_before_is_not_begun_again(world: World) -> None:
+    """Its id is made from that of an evacuation, whose command may come twice."""
+    nobody_in(world)
+    await world.journal.put(moves.entry(Role.SOURCE, ROLLED_BACK, {"container_id": CONTAINER}))
+
+    async def nothing(*_: object) -> None:
+        raise AssertionError
+
+    with pytest.raises(Refused, match=ID) as refused:
+        await world.sources.start(moves.request(), world.docker.container(), nothing, nothing, migration=ID)
+    assert refused.value.code is ErrorCode.TOO_LATE
+    assert world.sources.open() == []
+
+
+async def test_a_command_and_an_evacuation_at_once_begin_one_move(world: World) -> None:
+    nobody_in(world)
+    other = "m-" + "f" * 16
+
+    async def nothing(*_: object) -> None:
+        pass
+
+    of_evacuation = world.sources.start(moves.request(), world.docker.container(), nothing, nothing, migration=other)
+    begun = await asyncio.gather(of_evacuation, world.start(), return_exceptions=True)
+    (refused,) = [each for each in begun if isinstance(each, Refused)]
+    assert refused.code is ErrorCode.BUSY
+    await world.all_ended()
+
+
 @pytest.mark.parametrize(("role", "phase"), [(Role.SOURCE, Phase.FROZEN), (Role.TARGET, Phase.RUNNING)])
 async def test_a_container_that_the_journal_has_in_another_move_is_busy(world: World, role: Role, phase: Phase) -> None:
     """Not taken up again yet; or it has just come here, and is not settled."""
