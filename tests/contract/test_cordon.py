@@ -1,4 +1,4 @@
-"""A real agent at a real broker, on a host whose dockerd is away: its cordon, and what becomes of an evacuation there."""
+"""A real agent at a real broker, on a host whose dockerd is away: its cordon, and what an evacuation comes to there."""
 
 import asyncio
 import socket
