@@ -10,7 +10,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final
 
@@ -194,7 +194,8 @@ class Evacuation:
         wanted = [*(each for each in known if each in there), *(each for each in there if each not in self.rows)]
         self._engine = await host.engine()
         for leaving in await survey.look(host, wanted, self._engine):
-            self._add(leaving)
+            # where it was made it may be, whatever its label says of other places
+            self._add(replace(leaving, targets=()) if self.order.kind is EvacuationKind.RETURN else leaving)
         for each in known:
             if each not in there:
                 self.rows[each].gone()
