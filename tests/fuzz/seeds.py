@@ -55,6 +55,7 @@ def _text(schema: dict[str, Any]) -> str:
     known = {
         "{64}": "8f" * 32,
         "m-": ID,
+        "^e-": "e-0123456789abcdef",
         "{12}": "5f0c2a9be771",
         "{16}": "0123456789abcdef",
         "oci": "oci:r:5000/name",
