@@ -21,6 +21,7 @@ from agent.dispatcher import Dispatcher
 from agent.doors import systemd
 from agent.doors.docker import Docker
 from agent.doors.docker_events import DockerEvent
+from agent.doors.logind import Logind
 from agent.doors.mqtt import Broker
 from agent.doors.peer_client import PeerClient
 from agent.doors.peer_server import PeerServer
@@ -35,6 +36,8 @@ from agent.migration.sources import Sources
 from agent.migration.targets import Targets
 from agent.shutdown.evacuation import Around
 from agent.shutdown.evacuations import Evacuations
+from agent.shutdown.host_down import HostDown
+from agent.shutdown.sleepers import Sleepers
 from agent.vault.natives import Natives
 from agent.vault.schedule import Schedule
 from agent.vault.vault import Vault
@@ -44,6 +47,8 @@ log = logging.getLogger("agent")
 
 READ_RETAINED_SECONDS = 2.0
 PASSWORD = "TRANSSHIP_BROKER__PASSWORD"  # noqa: S105 - the name of one
+LOGIND_SECONDS = 2.0
+"""Of what logind gives, kept for what follows."""
 CHANGES = ("start", "die", "rename", "destroy")
 """Events after which another checkpoint may be the next one that is due."""
 
@@ -88,10 +93,21 @@ class Agent:
         self.natives = Natives(self.host, self.sources, self.peer)
         self.kept = Keeper(self.host.docker, settings.state_dir)
         self.schedule = Schedule(self.host.docker, self.vault.store, self.vault.scheduled, settings.host)
+        self.sleepers = Sleepers(self.host, self.sources, self.announcer.publish_event)
+        self.host_down = HostDown(self.host, self.sleepers)
+        self.logind = Logind(self._goes_down, self._stays_up)
+        self._noted: set[asyncio.Task[None]] = set()
         around = Around(self.host, self.sources, self.announcer, self.peer)
         self.evacuations = Evacuations(around, self.announcer)
         self.dispatcher = Dispatcher(
-            self.host, self.announcer, self.sources, self.targets, self.vault, self.natives, self.evacuations
+            self.host,
+            self.announcer,
+            self.sources,
+            self.targets,
+            self.vault,
+            self.natives,
+            self.evacuations,
+            self.host_down,
         )
         self.inventory = Inventory(
             self.host.docker,
@@ -115,6 +131,19 @@ class Agent:
         found = self.sources.of_container(container_id)
         return found.id if found is not None else None
 
+    def _note(self, task: asyncio.Task[None]) -> asyncio.Task[None]:
+        self._noted.add(task)
+        task.add_done_callback(self._noted.discard)
+        return task
+
+    def _goes_down(self, seconds: float) -> None:
+        """For so long it is waited with that."""
+        task = self._note(self.host_down.begin(max(1.0, seconds - LOGIND_SECONDS), "the host is being shut down"))
+        task.add_done_callback(lambda _: self.logind.release())
+
+    def _stays_up(self) -> None:
+        self._note(self.host_down.called_off())
+
     async def _command(self, command: object, answer: object) -> None:
         await self.dispatcher.handle(command, answer)  # type: ignore[arg-type]
 
@@ -122,6 +151,7 @@ class Agent:
         return await self.dispatcher.recorded(command, answer)  # type: ignore[arg-type]
 
     async def _docker_event(self, event: DockerEvent) -> None:
+        await self.sleepers.on_event(event)
         if event.kind != "container":
             return
         if event.action == "die":
@@ -141,6 +171,8 @@ class Agent:
         self.kept.look()
         self.natives.look()
         self.schedule.changed()
+        self.sleepers.listed()
+        self._note(asyncio.create_task(self.host_down.boot(), name="start what was hibernated"))
 
     async def run(self, stopped: asyncio.Event) -> None:
         """Run until `stopped` is set.
@@ -158,6 +190,7 @@ class Agent:
         self.announcer.on_end(self.evacuations.ended)
         self.announcer.on_move(lambda run: self.inventory.refresh(run.record["container_id"]))
         await self._recover()
+        await self.sleepers.open()
         self.inventory.on_event(self._docker_event)
         self.inventory.on_list(self._docker_listed)
         self.broker.on_host_status(self.announcer.heard)
@@ -167,6 +200,7 @@ class Agent:
             asyncio.create_task(self._watchdog(), name="watchdog"),
             asyncio.create_task(self.schedule.run(), name="scheduled checkpoints"),
             asyncio.create_task(self.certificates.run(), name="certificates"),
+            asyncio.create_task(self.logind.run(), name="logind"),
         ]
         systemd.notify("READY=1", f"STATUS=agent of {self._settings.host}")
         log.info("agent of %s is up", self._settings.host)
@@ -175,6 +209,8 @@ class Agent:
             done, _ = await asyncio.wait({waiting, *loops[:2]}, return_when=asyncio.FIRST_COMPLETED)
             for task in done - {waiting}:
                 task.result()  # a loop that ends by itself is a bug: end with it, and be restarted
+            if self.logind.preparing or await systemd.host_goes_down(self.host.shell):
+                await self.host_down.begin(self._settings.shutdown.seconds, "systemd stops everything")
         finally:
             systemd.notify("STOPPING=1")
             await self._close([waiting, *loops])
@@ -182,14 +218,15 @@ class Agent:
     async def _close(self, loops: list[asyncio.Task[object]]) -> None:
         """Moves first, while their doors are still open; then the doors."""
         await self.evacuations.close()
+        await self.sleepers.close()
         await self.vault.close()
         await self.sources.close()
         await self.targets.close()
         await self._server.close()
         await self.broker.close()
-        for task in loops:
+        for task in (*loops, *self._noted):
             task.cancel()
-        await asyncio.gather(*loops, return_exceptions=True)
+        await asyncio.gather(*loops, *self._noted, return_exceptions=True)
         await self.kept.close()
         await self.natives.close()
         await self.host.docker.close()

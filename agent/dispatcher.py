@@ -23,6 +23,7 @@ from agent.migration.sources import Sources
 from agent.migration.targets import Targets
 from agent.shutdown.commands import Leaving
 from agent.shutdown.evacuations import Evacuations
+from agent.shutdown.host_down import HostDown
 from agent.vault.natives import Natives
 from agent.vault.vault import Outcome, Vault
 from protocol.base import utc_now
@@ -50,6 +51,7 @@ from protocol.commands import (
     Resolve,
     Restore,
     Return,
+    ShutdownNotice,
 )
 from protocol.errors import ErrorCode, ErrorInfo
 from protocol.peer import DecisionKind
@@ -84,6 +86,7 @@ class Dispatcher:
         vault: Vault,
         natives: Natives,
         evacuations: Evacuations,
+        host_down: HostDown,
     ) -> None:
         self._host = host
         self._hosts = hosts
@@ -91,6 +94,7 @@ class Dispatcher:
         self._targets = targets
         self._vault = vault
         self._natives = natives
+        self._host_down = host_down
         self._waiting: dict[str, list[Answer]] = {}
         """Migration or evacuation -> who wants to know how it ends."""
         self._doing: dict[str, list[Answer]] = {}
@@ -176,10 +180,14 @@ class Dispatcher:
             ),
         )
 
+    def _heard(self, command: Ping | ShutdownNotice) -> Reply:
+        self._host_down.heard(command)
+        return self._reply(command.id, ReplyKind.FINISHED)
+
     async def _do(self, command: Command, answer: Answer) -> Reply | None:
         match command:
-            case Ping():
-                return self._reply(command.id, ReplyKind.FINISHED)
+            case Ping() | ShutdownNotice():
+                return self._heard(command)
             case Migrate():
                 return await self._migrate(command, answer)
             case Cancel() | Limit() | Resolve():

@@ -251,6 +251,15 @@ class Cordon(_Command):
     cordoned: bool = True
 
 
+class ShutdownNotice(_Command):
+    """This host goes down in so many seconds (a notice of the cloud, say): bring its containers to safety by then."""
+
+    kind: Literal["shutdown-notice"] = "shutdown-notice"
+    seconds: Annotated[float, Field(gt=0, le=86_400)] = 90.0
+    called_off: bool = False
+    """It stays up after all: what was hibernated for a notice is started again."""
+
+
 class Ping(_Command):
     """Is the agent there, and which version is it?"""
 
@@ -276,6 +285,7 @@ _All = (
     | Return
     | CancelEvacuation
     | Cordon
+    | ShutdownNotice
     | Ping
 )
 Command = Annotated[_All, Field(discriminator="kind")]

@@ -44,6 +44,7 @@ COMMANDS: Final[tuple[type[BaseModel], ...]] = (
     commands.Return,
     commands.CancelEvacuation,
     commands.Cordon,
+    commands.ShutdownNotice,
     commands.Ping,
 )
 SAID: Final[tuple[type[BaseModel], ...]] = (

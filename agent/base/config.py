@@ -88,6 +88,17 @@ class Checkpoints(_Section):
     """Of all containers together."""
 
 
+class Shutdown(_Section):
+    """What becomes of containers whose own label does not say it (docs/shutdown.md)."""
+
+    default: Literal["hibernate", "evacuate", "ignore"] = "ignore"
+    """When the host goes down. What `docker stop` does is up to the container's stop signal, too."""
+    on_stale: Literal["cold", "down"] = "cold"
+    """When a hibernated one can't be woken: start it anew, or not at all."""
+    seconds: float = Field(default=300.0, gt=0)
+    """For all of them, when systemd stops the agent with the host; logind gives its InhibitDelayMaxSec before."""
+
+
 class Settings(BaseSettings):
     """Everything that can be configured; a field's name is its key in agent.toml."""
 
@@ -103,6 +114,7 @@ class Settings(BaseSettings):
     limits: Limits = Limits()
     deadlines: Deadlines = Deadlines()
     checkpoints: Checkpoints = Checkpoints()
+    shutdown: Shutdown = Shutdown()
     state_dir: Path = Path("/var/lib/transship")
     """The journal."""
     runtime: str = "transship"

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from agent.cli import archives
+from agent.cli import archives, shutdown
 from agent.cli import hosts as of_hosts
 from agent.cli.running import CONTAINERS, HOSTS, Cancellable, Host, Json, MigrationArgument, control, local
 
@@ -146,6 +146,9 @@ app.command()(archives.inspect)
 app.add_typer(archives.checkpoints_app, name="checkpoints")
 app.add_typer(archives.native_app, name="native", no_args_is_help=True)
 app.add_typer(archives.criu_app, name="criu", no_args_is_help=True)
+app.command()(shutdown.adopt)
+app.command()(shutdown.hibernated)
+app.command("shutdown-notice")(shutdown.shutdown_notice)
 
 
 @app.command()

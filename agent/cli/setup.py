@@ -22,6 +22,8 @@ from protocol.errors import ErrorCode
 
 RUNTIME = "transship"
 UNIT = "transship-agent.service"
+LOGIND = "transship-logind.conf"
+TMPFILES = "transship-tmpfiles.conf"
 EXAMPLE = "agent.toml.example"
 DEFAULT_DOCKER = "unix:///run/docker.sock"
 SYSTEMD_PROGRAMS = ("lib/systemd/systemd", "usr/lib/systemd/systemd")
@@ -56,6 +58,14 @@ class Places:
     @property
     def unit(self) -> Path:
         return self.root / "etc/systemd/system" / UNIT
+
+    @property
+    def beside_unit(self) -> dict[str, Path]:
+        """By its name in systemd/, what else systemd reads."""
+        return {
+            LOGIND: self.root / "etc/systemd/logind.conf.d/60-transship.conf",
+            TMPFILES: self.root / "etc/tmpfiles.d/transship.conf",
+        }
 
     @property
     def has_systemd(self) -> bool:
@@ -102,8 +112,12 @@ def install(out: Out, places: Places) -> int:
     _register(log, places, before, dockerd)
     if not places.settings.exists():
         _put(log, places.settings, shipped(EXAMPLE), 0o600)
-    if places.has_systemd and _put(log, places.unit, unit(), 0o644):
-        _daemon_reload(log, places)
+    if places.has_systemd:
+        if _put(log, places.unit, unit(), 0o644):
+            _daemon_reload(log, places)
+        written = [name for name, file in places.beside_unit.items() if _put(log, file, shipped(name), 0o644)]
+        if LOGIND in written:
+            _reload_logind(log, places)
     following = _next_steps(places)
     for step in following:
         out.say(f"→ {step}", "cyan")
@@ -128,6 +142,7 @@ def remove(out: Out, places: Places, *, purge: bool) -> int:
             _systemctl("disable", "--now", UNIT)
         _delete(log, places.unit)
         _daemon_reload(log, places)
+    _remove_beside_unit(log, places)
     _unregister(log, places, before, dockerd)
     _delete(log, places.launcher)
     if places.settings.exists() and (purge or places.settings.read_text() == shipped(EXAMPLE)):
@@ -248,6 +263,23 @@ def _daemon_reload(log: Log, places: Places) -> None:
     if places.systemd_runs:
         _systemctl("daemon-reload")
         log.did("systemd has read its units anew")
+
+
+def _remove_beside_unit(log: Log, places: Places) -> None:
+    for name, file in places.beside_unit.items():
+        there = file.exists()
+        _delete(log, file)
+        if there and name == LOGIND:
+            with contextlib.suppress(OSError):  # others have theirs there
+                file.parent.rmdir()
+            _reload_logind(log, places)
+
+
+def _reload_logind(log: Log, places: Places) -> None:
+    """It reads its settings anew without a restart, which would end sessions."""
+    if places.systemd_runs:
+        asyncio.run(Shell().run("systemctl", "kill", "--signal=HUP", "systemd-logind.service", check=False))
+        log.did("logind has read its settings anew")
 
 
 def _systemctl(*words: str) -> None:

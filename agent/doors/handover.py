@@ -9,7 +9,7 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -145,12 +145,7 @@ class HandOver:
         await mount_tmpfs(self._shell, self.images, image_bytes)
         (self.path / handover.BIN).mkdir(exist_ok=True, mode=0o700)
         self._script(f"{handover.BIN}/criu", CRIU.format(folder=self.path, **WRAPPER))
-        self._script(handover.HOLD, HOLD.format(folder=self.path, **FIFOS))
-        (self.path / handover.CRIU_CONF).write_text(options.for_restore(self.path / handover.HOLD))
-        (self.path / handover.LOCK).write_text(lock.RULES)
-        (self.path / handover.ADDRESSES).write_text(identity.stand_in(stand_in))
-        (self.path / handover.FIRST).write_text(FIRST.format(folder=self.path, **FILES))
-        self._script(handover.HOOK, HOOK)
+        put_scripts(self.path, self.path, options, stand_in)
         # last, and whole: its existence is what makes the launcher restore
         part = self.path / (handover.PLAN + ".part")
         flags = ["--lazy-pages"] if lazy else []
@@ -159,24 +154,14 @@ class HandOver:
         self.listen()
 
     def _script(self, name: str, text: str) -> None:
-        (self.path / name).write_text(text)
-        (self.path / name).chmod(0o700)
+        _put_script(self.path / name, text)
 
     def without_stand_in(self) -> None:
         """The network will be there before the restore, so no address has to stand on lo."""
         (self.path / handover.ADDRESSES).write_text("")
 
     def give_images_to(self, ids: IdMap) -> None:
-        """With userns-remap CRIU reads the images partly as the container's own root; nobody else has to.
-
-        Partly: before the user namespace has its map it is the host's root without a capability, and needs to be the
-        owner; afterwards it is the container's root, and in the group. Blocks for some microseconds a file.
-        """
-        gid = ids.gid_to_host(0)
-        if gid:
-            for path in (self.images, *self.images.iterdir()):
-                os.chown(path, 0, gid)
-                path.chmod(0o750 if path == self.images else 0o640)
+        give_images_to(self.images, ids)
 
     async def keep_printed(self, chunks: AsyncIterator[bytes]) -> None:
         """Frames of what the container has printed, for the runtime to print again.
@@ -303,6 +288,34 @@ class HandOver:
         theirs = (self.path.name, ROOT)
         ours = [each for each in mounts if each.is_relative_to(self.path) or (killed and each.parts[-2:] == theirs)]
         return [each for each in ours if not any(each != other and each.is_relative_to(other) for other in ours)]
+
+
+def put_scripts(path: Path, folder: Path, options: CriuOptions, stand_in: Sequence[str]) -> None:
+    """What a restore calls, written into `path`; when it does they lie in `folder`."""
+    _put_script(path / handover.HOLD, HOLD.format(folder=folder, **FIFOS))
+    (path / handover.CRIU_CONF).write_text(options.for_restore(folder / handover.HOLD))
+    (path / handover.LOCK).write_text(lock.RULES)
+    (path / handover.ADDRESSES).write_text(identity.stand_in(stand_in))
+    (path / handover.FIRST).write_text(FIRST.format(folder=folder, **FILES))
+    _put_script(path / handover.HOOK, HOOK)
+
+
+def _put_script(path: Path, text: str) -> None:
+    path.write_text(text)
+    path.chmod(0o700)
+
+
+def give_images_to(folder: Path, ids: IdMap) -> None:
+    """With userns-remap CRIU reads the images partly as the container's own root; nobody else has to.
+
+    Partly: before the user namespace has its map it is the host's root without a capability, and needs to be the
+    owner; afterwards it is the container's root, and in the group. Blocks for some microseconds a file.
+    """
+    gid = ids.gid_to_host(0)
+    if gid:
+        for path in (folder, *folder.iterdir()):
+            os.chown(path, 0, gid)
+            path.chmod(0o750 if path == folder else 0o640)
 
 
 def _ranges(mappings: list[dict[str, int]]) -> tuple[IdRange, ...]:

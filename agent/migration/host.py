@@ -35,7 +35,7 @@ class Host:
     async def engine(self) -> Engine:
         """Docker and CRIU as they are now; either may have been upgraded under us."""
         engine = await self.docker.engine(self.settings.runtime)
-        version = await self._criu_version()
+        version = await self.criu_version()
         if version and version not in self._features:
             found = await asyncio.gather(*map(self._has_feature, FEATURES))
             self._features[version] = tuple(name for name, there in zip(FEATURES, found, strict=True) if there)
@@ -49,7 +49,7 @@ class Host:
             return False
         return True
 
-    async def _criu_version(self) -> str:
+    async def criu_version(self) -> str:
         try:
             done = await self.shell.run("criu", "--version", label="criu", timeout=10)
         except CommandFailed:

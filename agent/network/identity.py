@@ -101,6 +101,11 @@ def announce(pid: int) -> list[str]:
     return [] if is_ours(pid) else within(pid, _announce_all)
 
 
+def addresses_of(pid: int) -> list[str]:
+    """The global addresses in `pid`'s network namespace; none where that is the host's own. Blocks for a moment."""
+    return [] if is_ours(pid) else within(pid, lambda: [str(found.ip) for found in _addresses()])
+
+
 def _announce_all() -> list[str]:
     said: list[str] = []
     # one socket for all, since the kernel waits at the end of each; of protocol 0, which takes nothing in

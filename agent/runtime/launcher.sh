@@ -1,8 +1,10 @@
 #!/bin/sh
-# The OCI runtime that dockerd calls as `transship`: runc, except for a container that a migration brings here.
+# The OCI runtime that dockerd calls as `transship`: runc, except for a container that a migration brings here, and for
+# one that sleeps (agent/runtime/asleep.py).
 # Builtins only and one exec, so that it costs a call about a millisecond. Installed by `transship setup`.
 for word in "$@"; do id=$word; done
 handover=/run/transship/handover/$id
+asleep=/var/lib/transship/hibernated/$id
 if [ -n "$id" ] && [ -f "$handover/plan.json" ]; then
     for word in "$@"; do
         case $word in
@@ -16,6 +18,13 @@ if [ -n "$id" ] && [ -f "$handover/plan.json" ]; then
             # a probe of its health, most likely: while the copy is held it could only fail, and would count
             while [ -f "$handover/plan.json" ]; do sleep 0.05; done ;;
         --*) ;;
+        esac
+    done
+elif [ -n "$id" ] && { [ -d "$asleep" ] || [ -d "$asleep.waking" ]; }; then
+    for word in "$@"; do
+        case $word in
+        create | start)
+            exec @PYTHON@ -I -S @RUNTIME@/wake.py "$@" ;;
         esac
     done
 fi

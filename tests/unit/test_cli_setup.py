@@ -124,3 +124,18 @@ def test_service_is_installed_where_systemd_is(places: Places, dockerd: FakeDock
     assert f"ExecStart={Path(sys.executable).with_name('transship')} agent\n" in text
     setup.remove(Out(), places, purge=False)
     assert not places.unit.exists()
+
+
+def test_logind_is_told_to_wait_and_that_is_taken_back(places: Places, dockerd: FakeDockerd, tmp_path: Path) -> None:
+    (tmp_path / "lib/systemd").mkdir(parents=True)
+    (tmp_path / "lib/systemd/systemd").touch()
+    (tmp_path / "etc/systemd/logind.conf.d").mkdir(parents=True)
+    (tmp_path / "etc/systemd/logind.conf.d/50-theirs.conf").touch()
+    setup.install(Out(), places)
+    logind, tmpfiles = (places.beside_unit[name] for name in (setup.LOGIND, setup.TMPFILES))
+    assert "[Login]\nInhibitDelayMaxSec=" in logind.read_text()
+    assert "/var/lib/transship/hibernated 0700 root root" in tmpfiles.read_text()
+    setup.remove(Out(), places, purge=False)
+    assert not logind.exists()
+    assert not tmpfiles.exists()
+    assert [path.name for path in logind.parent.iterdir()] == ["50-theirs.conf"]

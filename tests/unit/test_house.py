@@ -25,6 +25,7 @@ FLOORS = [
 LIBRARIES = {
     "aiodocker": "agent/doors/docker_gate",
     "aiomqtt": "agent/doors/mqtt",
+    "dbus_fast": "agent/doors/logind",
     "aiohttp.web": "agent/doors/peer_server",
     "sqlite3": "agent/migration/journal",
     "cryptography": ("agent/base/pki", "agent/archive/crypt"),
@@ -37,6 +38,7 @@ STARTS_PROCESSES = {
     "agent/base/shell.py",
     "agent/runtime/pages.py",
     "agent/runtime/restore.py",
+    "agent/runtime/wake.py",
     "lab/shell.py",
     "lab/vm/guest.py",
 }

@@ -19,6 +19,7 @@ def test_example_settings_can_be_loaded_as_they_are_and_with_every_line_in_force
     assert full.host == "node-a"
     assert full.limits == settings.limits, "a default in the example is not that of the program"
     assert full.deadlines == settings.deadlines
+    assert full.shutdown == settings.shutdown
     for name in type(full.deadlines).model_fields:
         assert f"#{name} = " in text, f"deadlines.{name} is not in the example"
 

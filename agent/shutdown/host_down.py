@@ -1,0 +1,252 @@
+"""The host goes down: its containers are brought to safety first, and are there again after its boot, each once.
+
+Whoever says that it goes down (logind, systemd that stops the agent with everything else, a notice of the cloud) gives
+a time, and all of it is planned for that. What is done with a container is written down before it is done, with its
+restart policy, which is `no` from then on: dockerd starts nothing at boot that this agent is to start, in its order.
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from agent.base.durable import publish
+from agent.base.errors import AgentError
+from agent.base.tasks import beside, until_it_works
+from agent.checkpoint import freezer, measure
+from agent.doors import systemd
+from agent.doors.docker_model import Container
+from agent.migration import kept
+from agent.migration.host import Host
+from agent.migration.kept import Kept
+from agent.runtime import asleep
+from agent.shutdown import hibernate, host_plan, labels, order
+from agent.shutdown.host_plan import STOP, Going, Rates, Step
+from agent.shutdown.order import Waiting
+from agent.shutdown.sleepers import HOST_DOWN, Sleepers
+from agent.shutdown.wishes import EVACUATE, HIBERNATE, IGNORE
+from protocol.base import utc_now
+from protocol.commands import Ping, ShutdownNotice
+from protocol.status import Event
+
+log = logging.getLogger("agent.shutdown")
+
+FILE: Final = "going-down.json"
+DISK, LINK = 100e6, 50e6
+"""Bytes a second, where nothing is known yet."""
+HEALTHY_SECONDS = 60.0
+TICK_SECONDS = 2.0
+EXTEND_USEC = 60_000_000
+RESTARTS = ("always", "unless-stopped", "on-failure")
+
+
+class Evacuates(Protocol):
+    """Moves containers to other hosts (evacuations.py)."""
+
+    async def __call__(self, containers: frozenset[str], seconds: float) -> Mapping[str, str]:
+        """Those that are still here, and why."""
+
+
+class HostDown:
+    """See the module."""
+
+    def __init__(self, host: Host, sleepers: Sleepers, evacuate: Evacuates | None = None) -> None:
+        self._host = host
+        self._sleepers = sleepers
+        self._evacuate = evacuate
+        self._task: asyncio.Task[None] | None = None
+        self._staying: asyncio.Task[None] | None = None
+        self._rates = Rates(DISK, LINK)
+        self._done: dict[str, dict[str, Any]] = {}
+        self._booted = False
+        self._ends = 0.0
+
+    # --- going down ---
+
+    def begin(self, seconds: float, why: str) -> "asyncio.Task[None]":
+        """Bring the containers to safety; what goes on already goes on, by the earlier of the two deadlines."""
+        ends = time.monotonic() + seconds
+        if self._task is None or self._task.done():
+            self._ends = ends
+            self._task = asyncio.create_task(self._drain(why), name="the host goes down")
+        self._ends = min(self._ends, ends)
+        return self._task
+
+    def heard(self, command: Ping | ShutdownNotice) -> None:
+        """Somebody says that the host goes down, or that it does not; or nothing of the kind."""
+        if isinstance(command, ShutdownNotice) and command.called_off:
+            self.called_off()
+        elif isinstance(command, ShutdownNotice):
+            self.begin(command.seconds, "a notice says that the host goes down")
+
+    @property
+    def left(self) -> float:
+        return self._ends - time.monotonic()
+
+    async def _drain(self, why: str) -> None:
+        went, began = await self._going(), time.monotonic()
+        steps = host_plan.plan(went, self.left, self._rates, can_evacuate=self._evacuate is not None)
+        log.warning("%s: %d containers in %.0f s: %s", why, len(steps), self.left, "; ".join(map(str, steps)))
+        await self._say("host-shutdown-planned", why=why, seconds=f"{self.left:.0f}", plan="; ".join(map(str, steps)))
+        result: dict[str, str] = {}
+        async with beside(self._ask_for_time()):
+            moves = asyncio.create_task(self._move(tuple(step for step in steps if step.what == EVACUATE)))
+            for step in steps:
+                if step.what == HIBERNATE:
+                    result[step.one.name] = await self._put_to_sleep(step.one)
+                elif step.what == STOP:
+                    result[step.one.name] = await self._stop(step.one)
+            for one in await moves:
+                late = self.left < one.bytes / self._rates.disk + host_plan.SETUP_SECONDS
+                result[one.name] = await (self._stop(one) if late else self._put_to_sleep(one))
+        moved = {step.one.name: "evacuated" for step in steps if step.one.name not in result}
+        told = "; ".join(f"{name}: {what}" for name, what in {**moved, **result}.items())
+        log.warning("ready to go down after %.1f s: %s", time.monotonic() - began, told)
+        await self._say("host-shutdown-ready", why=why, took=f"{time.monotonic() - began:.1f}", result=told)
+
+    async def _going(self) -> list[Going]:
+        found = []
+        for container, wish in list(self._sleepers.known.values()):
+            if wish.on_shutdown == IGNORE:
+                continue
+            with contextlib.suppress(AgentError, OSError):
+                pid = hibernate.first_process(container.id)
+                tasks = freezer.cgroup_of(pid).tasks()
+                size = await asyncio.to_thread(measure.image_bytes, pid, tasks)
+                priority = labels.read(container.labels).priority
+                found.append(Going(container.id, container.name, wish.on_shutdown, size, priority))
+        return found
+
+    async def _move(self, steps: tuple[Step, ...]) -> list[Going]:
+        """Those that are left."""
+        if self._evacuate is None or not steps:
+            return []
+        try:
+            left = await self._evacuate(frozenset(step.one.id for step in steps), max(1.0, self.left))
+        except AgentError as error:
+            log.warning("nothing could be moved away: %s", error.message)
+            return [step.one for step in steps]
+        return [step.one for step in steps if step.one.id in left]
+
+    async def _put_to_sleep(self, one: Going) -> str:
+        container, _ = self._sleepers.known[one.id]
+        try:
+            await self._take_policy(container, HIBERNATE)
+            began = time.monotonic()
+            async with asyncio.timeout(max(1.0, self.left)):
+                slept = await asyncio.shield(self._sleepers.begin(one.id, HOST_DOWN))
+        except (AgentError, TimeoutError) as error:
+            log.warning("%s does not sleep: %s", one.name, error)
+            slept = False
+        if not slept:
+            stopped = await self._stop(one)
+            with contextlib.suppress(KeyError):  # at boot it is started as Docker would have it
+                self._done[one.id]["what"] = STOP
+                await asyncio.to_thread(self._write)
+            return f"not hibernated, {stopped}"
+        if one.bytes > 16 << 20:  # of less the setup is all
+            self._rates = Rates(one.bytes / max(0.1, time.monotonic() - began), LINK)
+        return "hibernated"
+
+    async def _stop(self, one: Going) -> str:
+        """Ask it to end. One whose stop signal does so itself is left to dockerd, which will send it."""
+        container, wish = self._sleepers.known[one.id]
+        if not wish.stop_signal:
+            return "left to Docker"
+        with contextlib.suppress(AgentError, OSError):
+            await self._take_policy(container, STOP)
+            await self._sleepers.stop_otherwise(container, wish, max(1.0, min(host_plan.STOP_SECONDS, self.left)))
+        return "stopped"
+
+    async def _take_policy(self, container: Container, what: str) -> None:
+        """Nobody but the agent starts it again."""
+        policy = kept.policy_of(self._host.settings.state_dir, container)
+        self._done[container.id] = {"name": container.name, "what": what, "policy": policy.get("Name", "no")}
+        await asyncio.to_thread(self._write)
+        state = self._host.settings.state_dir
+        await asyncio.to_thread(kept.keep, state, container.id, Kept(policy, container.started_at))
+        await self._host.docker.set_restart_policy(container.id, {"Name": "no"})
+
+    async def _ask_for_time(self) -> None:
+        """As long as something goes on systemd is not to lose its patience."""
+        before = -1
+        while True:
+            now = sum(path.stat().st_size for path in Path(asleep.ROOT).glob("*/images/*") if path.exists())
+            if now + len(self._done) != before:
+                systemd.notify(f"EXTEND_TIMEOUT_USEC={EXTEND_USEC}")
+            before = now + len(self._done)
+            await asyncio.sleep(TICK_SECONDS)
+
+    # --- staying up, and coming up ---
+
+    def called_off(self) -> "asyncio.Task[None]":
+        """It stays up after all: what was brought to safety goes on."""
+        self._staying = asyncio.create_task(self._go_on(), name="the host stays up")
+        return self._staying
+
+    async def _go_on(self) -> None:
+        if self._task is not None:
+            await asyncio.gather(self._task, return_exceptions=True)
+        await self._wake(self._read()[1])
+
+    async def boot(self) -> None:
+        """After the first look at Docker: what an agent before this one brought to safety, in an earlier boot."""
+        if self._booted:
+            return
+        self._booted = True
+        boot, found = self._read()
+        self._done = found
+        if boot and boot != hibernate.boot_id():
+            await until_it_works("starting what was hibernated", lambda: self._wake(found), 1.0)
+
+    async def _wake(self, done: Mapping[str, Mapping[str, Any]]) -> None:
+        waiting = []
+        for container_id, about in done.items():
+            container = await self._host.docker.find(container_id)
+            again = about["what"] == HIBERNATE or about["policy"] in RESTARTS
+            if container is not None and not container.running and again:
+                waiting.append(Waiting(container.id, container.name, container.labels))
+        watched = order.to_be_healthy(waiting)
+        for round_ in order.rounds(waiting):
+            await asyncio.gather(*(self._start(one, healthy=one.service in watched) for one in round_))
+        self._done = {}
+        (self._host.settings.state_dir / FILE).unlink(missing_ok=True)
+
+    async def _start(self, one: Waiting, *, healthy: bool) -> None:
+        try:
+            await self._host.docker.start(one.id)
+        except AgentError as error:
+            log.warning("%s can't be started again: %s", one.name, error.message)
+            await self._say("boot-start-failed", container=one.name, why=error.message)
+            return
+        end = time.monotonic() + HEALTHY_SECONDS
+        while healthy and time.monotonic() < end:
+            found = await self._host.docker.find(one.id)
+            if found is None or found.health != "starting":
+                return
+            await asyncio.sleep(0.5)
+
+    def _write(self) -> None:
+        path = self._host.settings.state_dir / FILE
+        part = path.with_suffix(".part")
+        with part.open("w") as file:
+            json.dump({"boot": hibernate.boot_id(), "containers": self._done}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        publish(part, path)
+
+    def _read(self) -> tuple[str, dict[str, dict[str, Any]]]:
+        try:
+            found = json.loads((self._host.settings.state_dir / FILE).read_text())
+            return found["boot"], found["containers"]
+        except (OSError, ValueError, KeyError):
+            return "", {}
+
+    async def _say(self, kind: str, container: str = "", **detail: str) -> None:
+        event = Event(host=self._host.name, at=utc_now(), kind=kind, container=container, detail=detail)
+        await self._sleepers.publish(event)

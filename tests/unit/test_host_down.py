@@ -1,0 +1,197 @@
+"""A host that goes down, between a pretended Docker and pretended sleepers: what is done, noted, and taken up."""
+
+import asyncio
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from agent.doors.docker_model import Container
+from agent.migration import kept
+from agent.shutdown import hibernate, host_down, wishes
+from agent.shutdown.host_down import HostDown
+from agent.shutdown.host_plan import Going
+from agent.shutdown.wishes import Wishes
+from protocol.status import Event
+from tests.unit.recorded import NAMES, container
+
+MB = 1_000_000
+
+
+class FakeDocker:
+    def __init__(self) -> None:
+        self.containers: dict[str, Container] = {}
+        self.did: list[tuple[str, str]] = []
+
+    async def find(self, ref: str) -> Container | None:
+        return self.containers.get(ref)
+
+    async def set_restart_policy(self, ref: str, policy: Mapping[str, Any]) -> None:
+        self.did.append((f"policy {policy['Name']}", self.containers[ref].name))
+
+    async def start(self, ref: str) -> None:
+        self.did.append(("start", self.containers[ref].name))
+        self.containers[ref] = replace(self.containers[ref], running=True, health="")
+
+
+class FakeSleepers:
+    def __init__(self, docker: FakeDocker) -> None:
+        self._docker = docker
+        self.known: dict[str, tuple[Container, Wishes]] = {}
+        self.fails: set[str] = set()
+        self.said: list[Event] = []
+
+    def begin(self, container_id: str, reason: str) -> "asyncio.Task[bool]":
+        async def sleep() -> bool:
+            found = self._docker.containers[container_id]
+            self._docker.did.append(("sleep", found.name))
+            if found.name in self.fails:
+                return False
+            self._docker.containers[container_id] = replace(found, running=False)
+            return True
+
+        return asyncio.create_task(sleep())
+
+    async def stop_otherwise(self, found: Container, wish: Wishes, seconds: float = 0) -> None:
+        self._docker.did.append(("signal", found.name))
+        self._docker.containers[found.id] = replace(found, running=False)
+
+    async def publish(self, event: Event) -> None:
+        self.said.append(event)
+
+
+class Room:
+    def __init__(self, state: Path) -> None:
+        self.state = state
+        self.docker = FakeDocker()
+        self.sleepers = FakeSleepers(self.docker)
+        self.sizes: dict[str, int] = {}
+        self.evacuate: Any = None
+
+    def add(self, name: str, wish: str = "hibernate", size: int = MB, *, harmless: bool = True, **labels: str) -> str:
+        recorded = container("docker28", NAMES[0])
+        said = {f"com.docker.compose.{key}": to for key, to in labels.items()}
+        policy = {"Name": "always"}
+        one = replace(recorded, id=name * 8, name=name, running=True, labels=said, restart_policy=policy)
+        self.docker.containers[one.id] = one
+        self.sleepers.known[one.id] = one, Wishes(wish, wishes.COLD, 15, 23 if harmless else 0)
+        self.sizes[one.id] = size
+        return one.id
+
+    def agent(self) -> HostDown:
+        """A new one, as after a restart."""
+        host: Any = SimpleNamespace(name="node-a", docker=self.docker, settings=SimpleNamespace(state_dir=self.state))
+        down = HostDown(host, self.sleepers, self.evacuate)  # type: ignore[arg-type]
+
+        async def going() -> list[Going]:
+            known = self.sleepers.known.values()
+            return [
+                Going(one.id, one.name, wish.on_shutdown, self.sizes[one.id])
+                for one, wish in known
+                if wish.on_shutdown != wishes.IGNORE
+            ]
+
+        down._going = going  # type: ignore[method-assign]
+        return down
+
+    def result(self) -> str:
+        return next(one.detail["result"] for one in self.sleepers.said if one.kind == "host-shutdown-ready")
+
+    def written(self) -> dict[str, str]:
+        found = json.loads((self.state / host_down.FILE).read_text())["containers"]
+        return {one["name"]: one["what"] for one in found.values()}
+
+
+@pytest.fixture
+def room(tmp_path: Path) -> Room:
+    return Room(tmp_path)
+
+
+@pytest.fixture
+def rebooted(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    return lambda: monkeypatch.setattr(hibernate, "boot_id", lambda: "the next boot")
+
+
+async def test_each_has_no_policy_before_it_sleeps_and_that_is_written_down(room: Room) -> None:
+    one = room.add("one")
+    await room.agent().begin(60, "a test")
+    assert room.docker.did == [("policy no", "one"), ("sleep", "one")]
+    assert room.result() == "one: hibernated"
+    assert room.written() == {"one": "hibernate"}
+    found = kept.recall(room.state, one)
+    assert found is not None
+    assert found.policy == {"Name": "always"}
+
+
+async def test_one_that_can_not_sleep_is_stopped_and_is_no_sleeper_at_boot(room: Room) -> None:
+    room.add("bad")
+    room.sleepers.fails.add("bad")
+    await room.agent().begin(60, "a test")
+    assert room.result() == "bad: not hibernated, stopped"
+    assert room.written() == {"bad": "stop"}
+
+
+async def test_without_time_the_usual_stop_signal_is_left_to_docker(room: Room) -> None:
+    room.add("urgent")
+    room.add("usual", harmless=False)
+    await room.agent().begin(1, "a test")
+    assert sorted(room.result().split("; ")) == ["urgent: stopped", "usual: left to Docker"]
+    assert ("signal", "usual") not in room.docker.did
+    assert ("policy no", "usual") not in room.docker.did
+
+
+async def test_what_could_not_be_moved_away_sleeps_here(room: Room) -> None:
+    stays = room.add("stays", "evacuate")
+    room.add("goes", "evacuate")
+
+    async def evacuate(containers: frozenset[str], seconds: float) -> Mapping[str, str]:
+        assert len(containers) == 2
+        return {stays: "no host has room"}
+
+    room.evacuate = evacuate
+    await room.agent().begin(60, "a test")
+    assert sorted(room.result().split("; ")) == ["goes: evacuated", "stays: hibernated"]
+    assert room.written() == {"stays": "hibernate"}
+
+
+async def test_after_the_boot_each_is_started_once_and_after_those_that_it_depends_on(
+    room: Room, rebooted: Callable[[], None]
+) -> None:
+    room.add("web", project="shop", service="web", depends_on="db:service_started:false")
+    room.add("db", project="shop", service="db")
+    await room.agent().begin(60, "a test")
+    room.docker.did.clear()
+    rebooted()
+    await room.agent().boot()
+    await room.agent().boot()
+    assert room.docker.did == [("start", "db"), ("start", "web")]
+    assert not (room.state / host_down.FILE).exists()
+
+
+async def test_an_agent_that_is_restarted_in_between_starts_nothing(room: Room) -> None:
+    room.add("one")
+    await room.agent().begin(60, "a test")
+    room.docker.did.clear()
+    await room.agent().boot()
+    assert room.docker.did == []
+
+
+async def test_a_shutdown_that_is_called_off_starts_them_again(room: Room) -> None:
+    room.add("one")
+    agent = room.agent()
+    agent.begin(60, "a test")
+    await agent.called_off()
+    assert room.docker.did[-1] == ("start", "one")
+
+
+async def test_a_second_word_does_not_begin_it_again_but_may_shorten_the_time(room: Room) -> None:
+    room.add("one")
+    agent = room.agent()
+    assert agent.begin(60, "logind") is agent.begin(30, "a notice")
+    assert agent.left <= 30
+    await agent.begin(90, "systemd")
+    assert [one.kind for one in room.sleepers.said] == ["host-shutdown-planned", "host-shutdown-ready"]

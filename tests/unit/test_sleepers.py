@@ -1,0 +1,160 @@
+"""Which signal puts which container to sleep, and what is told; the story itself is shown in the lab."""
+
+import asyncio
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from agent.base.config import Shutdown
+from agent.base.errors import DumpFailed, Refused
+from agent.doors.docker_events import DockerEvent
+from agent.doors.docker_model import Container
+from agent.runtime import asleep
+from agent.shutdown import hibernate, sleepers
+from agent.shutdown.hibernate import Slept
+from agent.shutdown.sleepers import Sleepers
+from agent.shutdown.wishes import Wishes
+from protocol.errors import ErrorCode
+from protocol.status import Event
+from tests.unit.recorded import NAMES, container
+
+ID = "a" * 64
+LABELS = {"transship.on-shutdown": "hibernate"}
+
+
+class Room:
+    def __init__(self, state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.container: Container | None = self.made("SIGURG")
+        self.slept: list[str] = []
+        self.stopped: list[str] = []
+        self.said: list[Event] = []
+        self.failure: Exception | None = None
+        self.busy = False
+        self.asked = asyncio.Event()
+        host: Any = SimpleNamespace(
+            name="node-a", docker=self, journal=None, settings=SimpleNamespace(shutdown=Shutdown(), state_dir=state)
+        )
+        self.sleepers = Sleepers(host, self, self.publish)  # type: ignore[arg-type]
+        monkeypatch.setattr(sleepers, "ROOT", state)
+        monkeypatch.setattr(hibernate, "put_to_sleep", self.put_to_sleep)
+        monkeypatch.setattr(self.sleepers, "stop_otherwise", self.stop_otherwise)
+
+    def made(self, stop_signal: str, labels: dict[str, str] = LABELS) -> Container:
+        found = container("docker28", NAMES[0], Config__Labels=labels, Config__StopSignal=stop_signal)
+        return replace(found, id=ID, name="one", running=True)
+
+    async def find(self, ref: str) -> Container | None:
+        self.asked.set()
+        return self.container
+
+    async def claim(self, found: Container, run: Any) -> None:
+        if self.busy:
+            raise Refused(ErrorCode.BUSY, "it is part of a move")
+
+    def unclaim(self, container_id: str) -> None: ...
+
+    async def put_to_sleep(self, host: Any, found: Container, wish: Wishes, reason: str) -> Slept:
+        self.slept.append(reason)
+        if self.failure is not None:
+            raise self.failure
+        return Slept(1, 1, 1.0)
+
+    async def stop_otherwise(self, found: Container, wish: Wishes, seconds: float = 0) -> None:
+        self.stopped.append(found.name)
+
+    async def publish(self, event: Event) -> None:
+        self.said.append(event)
+
+    async def happens(self, action: str, **attributes: str) -> None:
+        attributes |= self.container.labels if self.container is not None else {}
+        await self.sleepers.on_event(DockerEvent("container", action, "", ID, "one", attributes, 1))
+        await self.settled()
+
+    async def settled(self) -> None:
+        while work := [*self.sleepers._learning, *self.sleepers._work.values()]:
+            await asyncio.gather(*work)
+
+    @property
+    def kinds(self) -> list[str]:
+        return [one.kind for one in self.said]
+
+
+@pytest.fixture
+def room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Room:
+    return Room(tmp_path, monkeypatch)
+
+
+async def test_its_stop_signal_puts_it_to_sleep_without_a_question_to_docker(room: Room) -> None:
+    """dockerd that is about to end answers none."""
+    await room.happens("start")
+    room.asked.clear()
+    await room.happens("kill", signal="23")
+    assert room.slept == ["stop"]
+    assert room.kinds == ["hibernated"]
+    assert not room.asked.is_set()
+
+
+async def test_one_that_was_started_just_now_is_asked_for_first(room: Room) -> None:
+    await room.happens("kill", signal="23")
+    assert room.slept == ["stop"]
+
+
+@pytest.mark.parametrize("sent", ["9", "15", "1"])
+async def test_another_signal_is_not_heard(room: Room, sent: str) -> None:
+    await room.happens("start")
+    await room.happens("kill", signal=sent)
+    assert room.slept == []
+
+
+async def test_a_stop_signal_that_ends_the_program_is_not_heard(room: Room) -> None:
+    room.container = room.made("SIGTERM")
+    await room.happens("start")
+    await room.happens("kill", signal="15")
+    assert room.slept == []
+
+
+async def test_without_the_label_nothing_is_done_and_nothing_asked(room: Room) -> None:
+    room.container = room.made("SIGURG", {})
+    await room.happens("start")
+    await room.happens("kill", signal="23")
+    assert room.slept == []
+    assert not room.asked.is_set()
+
+
+async def test_one_that_can_not_sleep_is_stopped_as_usual_and_that_is_told(room: Room) -> None:
+    room.failure = DumpFailed("CRIU could not dump the container")
+    await room.happens("start")
+    await room.happens("kill", signal="23")
+    assert room.kinds == ["hibernate-failed"]
+    assert room.said[0].detail["code"] == "dump-failed"
+    assert room.stopped == ["one"]
+
+
+async def test_one_that_is_being_moved_is_not_put_to_sleep(room: Room) -> None:
+    room.busy = True
+    await room.happens("start")
+    await room.happens("kill", signal="23")
+    assert room.slept == []
+    assert room.said[0].detail["code"] == "busy"
+
+
+async def test_what_the_runtime_has_done_is_told_once(room: Room, tmp_path: Path) -> None:
+    (tmp_path / asleep.SAID).mkdir()
+    about = {"container_id": ID, "container": "one", "kind": "woken", "at": 1.0, "detail": {"seconds": "0.3"}}
+    (tmp_path / asleep.SAID / "1.json").write_text(json.dumps(about))
+    (tmp_path / asleep.SAID / "2.json").write_text("half a li")
+    await room.sleepers.tell()
+    await room.sleepers.tell()
+    assert room.kinds == ["woken"]
+
+
+async def test_the_memory_of_a_container_that_is_removed_goes_with_it(room: Room, tmp_path: Path) -> None:
+    for suffix in ("", asleep.PART, asleep.WAKING):
+        (tmp_path / (ID + suffix)).mkdir()
+    await room.happens("destroy")
+    assert os.listdir(tmp_path) == []
