@@ -80,6 +80,8 @@ class Target:
     # --- the container still runs at the source ---
 
     async def layers(self, stream: Stream) -> None:
+        if not self.run.record.get("image_wanted", True):  # with an image come tags, and they would be others' here
+            raise Refused(ErrorCode.BAD_COMMAND, f"the image of {self.offer.container} is here, and was not asked for")
         await self._host.docker.load_image(admission.while_room(self._host, aiter(stream)))
         self._took(stream.part("layers"))
 

@@ -116,7 +116,7 @@ class Targets:
                 answer, need = await admission.examine(self._host, offer, needs, image_room(offer))
             except DockerFailed as error:
                 raise unavailable(error) or error from None
-            record = {"offer": offer.model_dump(mode="json")}
+            record = {"offer": offer.model_dump(mode="json"), "image_wanted": answer.image_wanted}
             entry = Run.entry(offer.migration, Role.TARGET, offer.container, peer, record)
             run = Run(self._host.journal, entry)
             await run.record_beginning()

@@ -98,6 +98,12 @@ async def test_an_id_that_is_known_is_not_offered_again(world: World) -> None:
         assert caught.value.info().code is ErrorCode.BUSY
 
 
+async def test_no_image_is_loaded_that_was_not_asked_for(world: World) -> None:
+    await world.offered()
+    with pytest.raises(Refused, match="was not asked for"):
+        await world.targets.layers(SOURCE, ID, stream(b"x"))
+
+
 @pytest.mark.parametrize("part", ["files", "log", "printed", "images"])
 async def test_nothing_is_written_to_what_is_proved_or_runs(world: World, copy: int, part: str) -> None:
     await world.found(Phase.PREPARED, copy)
