@@ -1,22 +1,32 @@
-"""On real hosts: no memory left anywhere, certificates changed under way."""
+"""On real hosts: no secret where none may be, no memory left anywhere, certificates changed under way, replays."""
 
 import asyncio
+import json
+import secrets
 import signal
 import threading
 import time
+from collections.abc import Iterator
+
+import pytest
 
 from agent.base import pki
 from lab.broker import PKI
-from lab.cluster import Cluster
+from lab.cluster import Cluster, migration
 from lab.host import Host
+from lab.service import CONFIGURATION, PROGRAM, to_toml
 from lab.shell import PATIENCE
 from lab.workloads import run_counter
-from protocol.commands import ReplyKind
+from protocol.commands import ReplyKind, SourcePolicy
 from protocol.status import Event, HostStatus, Phase
+from tests.e2e.archives import said
 from tests.e2e.support import clean, counts_on, until
-from tests.e2e.test_failures import replaced
+from tests.e2e.test_failures import replaced, restart_agent
+from tests.vm.confined import CAP_SYS_BOOT, UNIT, directives
 
 A, B = "a26", "b28"
+PLACES_OF_TEXT = "$(find /run/transship /var/lib/transship /var/log -type f -size -2048k)"
+OURS = "/run/transship /var/lib/transship /etc/transship /var/log/transship-agent.log"
 # Everything that may have been written by an agent or for it; not the container's own disk, of which memory is no part.
 PLACES = "/run/transship /var/lib/transship /var/log /tmp /var/tmp /root /dev/shm /var/lib/docker/tmp"
 HOLDER = """
@@ -27,6 +37,127 @@ print(word[::-1], flush=True)
 while True:
     time.sleep(0.05)
 """
+
+
+# --- secrets
+
+
+class Watcher:
+    """Looks at command lines and environments of every process on a host, all the time, for what must not be there."""
+
+    SCRIPT = r"""
+while sleep 0.02; do
+    for p in /proc/[0-9]*; do
+        line=$(tr '\0' ' ' <$p/cmdline)
+        echo "$line" >>/tmp/seen-cmdline
+        # the agent's own is where the password may come from, and a test's command line has another one
+        case $line in
+        */opt/transship/bin/transship*) ;;
+        *) tr '\0' '\n' <$p/environ >>/tmp/seen-environ ;;
+        esac
+    done
+done 2>/dev/null
+"""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._process = host.popen(["sh", "-c", self.SCRIPT])
+
+    def end(self) -> tuple[str, str]:
+        self._process.terminate()
+        self._process.wait(10)
+        found = tuple(
+            self._host.run(["cat", f"/tmp/seen-{what}"], check=False).stdout for what in ("cmdline", "environ")
+        )
+        self._host.run(["rm", "-f", "/tmp/seen-cmdline", "/tmp/seen-environ"])
+        return found[0], found[1]
+
+
+def confined() -> list[str]:
+    """What gives a command the capabilities that it would have as the unit that is shipped."""
+    [line] = [line for line in directives(UNIT.read_text()) if line.startswith("CapabilityBoundingSet=~")]
+    without = [word.removeprefix("CAP_").lower() for word in line.partition("~")[2].split()]
+    assert "sys_boot" in without
+    return ["setpriv", f"--bounding-set=-{',-'.join(without)}", "--"]
+
+
+@pytest.fixture
+def talkative(moves: Cluster) -> Iterator[Cluster]:
+    """Agents that say all they can, confined as by their unit; the password of one is in its environment."""
+    try:
+        for name in (A, B):
+            host = moves[name]
+            host.stop_agent()
+            written = host.agent.configuration()
+            password = written["broker"].pop("password")
+            if name == B:
+                host.node.write("/etc/transship/broker.password", password + "\n", 0o600)
+                written["broker"]["password_file"] = "/etc/transship/broker.password"
+            written["checkpoints"] = {"key_file": "/etc/transship/seal.key"}
+            host.node.write("/etc/transship/seal.key", secrets.token_hex(32), 0o600)
+            host.node.write(CONFIGURATION, to_toml(written), 0o600)
+            env = {"TRANSSHIP_BROKER__PASSWORD": password} if name == A else {}
+            host.node.spawn("transship-agent", [*confined(), PROGRAM, "agent", "-vv"], env=env)
+        asyncio.run(moves.until_ready())
+        yield moves
+    finally:
+        for name in (A, B):
+            restart_agent(moves[name])
+        asyncio.run(moves.until_ready())
+
+
+def secrets_of(host: Host) -> dict[str, str]:
+    """What is secret on a host, by what it is; of keys a line in their middle."""
+    return {
+        "broker password": host.agent.configuration()["broker"]["password"],
+        "host key": host.node.read(f"{PKI}/host.key").splitlines()[1],
+        "seal key": host.node.read("/etc/transship/seal.key").strip(),
+    }
+
+
+async def test_no_secret_is_said_shown_or_readable(talkative: Cluster) -> None:
+    """A move each way and a sealed checkpoint, with all that -vv says."""
+    moves, name = talkative, "discreet"
+    watchers = {host: Watcher(moves[host]) for host in (A, B)}
+    run_counter(moves[A], name)
+    try:
+        await counts_on(moves[A], name)
+        for source, target, fields in ((A, B, {"strategy": "postcopy", "allow_postcopy": True}), (B, A, {})):
+            reply = await moves.migrate(name, source, target, **fields)
+            assert reply.kind is ReplyKind.FINISHED, reply.error
+        assert said(moves, A, f"transship checkpoint {name} --leave-running")["encrypted"]
+    finally:
+        seen = {host: watcher.end() for host, watcher in watchers.items()}
+        moves[A].docker("rm", "--force", name, check=False)
+    for host in (A, B):
+        status = moves[host].run(["sh", "-c", "grep -h CapBnd $(grep -l transship /proc/*/comm | sed s/comm/status/)"])
+        assert all(not int(line.split()[1], 16) & (1 << CAP_SYS_BOOT) for line in status.stdout.splitlines()), (
+            "confined"
+        )
+    everywhere = {what: word for host in (A, B) for what, word in secrets_of(moves[host]).items()}
+    for host in (A, B):
+        commands, environments = seen[host]
+        assert "criu" in commands, "it was looked at while something ran"
+        assert "PATH=" in environments
+        log = moves[host].agent_log()
+        assert "+ runc" in log or "+ nft" in log, "-vv says the commands"
+        script = f"cat {PLACES_OF_TEXT} 2>/dev/null | tr -d '\\0'"
+        kept = moves[host].run(["sh", "-c", script], check=False).stdout
+        for what, word in everywhere.items():
+            for place, text in (("cmdline", commands), ("environ", environments), ("log", log), ("files", kept)):
+                assert word not in text, f"the {what} is in the {place} of {host}"
+        assert readable(moves[host]) == []
+
+
+def readable(host: Host) -> list[str]:
+    """Files of ours that somebody else than root may read or write: none but certificates.
+
+    A container that was started with --init runs a program from /run/transship/init: everybody's, as its original is.
+    """
+    argv = ["sh", "-c", f"find {OURS} -type f -perm /0077 -o -type d -perm /0022 -o -type p -perm /0077"]
+    public = ("/run/transship/init/", f"{PKI}/ca.crt", f"{PKI}/host.crt", "/var/log/transship-agent.log")
+    found = host.run(argv, check=False).stdout.splitlines()
+    return [path for path in found if not path.startswith(public)]
 
 
 # --- memory
@@ -197,3 +328,32 @@ async def test_certificates_change_under_a_running_move(moves: Cluster) -> None:
 
 
 # --- replays
+
+
+async def test_a_replay_after_a_restart_is_answered_and_moves_nothing(moves: Cluster) -> None:
+    name = "once"
+    run_counter(moves[A], name)
+    try:
+        await counts_on(moves[A], name)
+        command = migration(name, B)
+        first = await moves.ask(A, command)
+        assert first.kind is ReplyKind.FINISHED, first.error
+        # one of the same name is there again: a replay would find something to move
+        run_counter(moves[A], name)
+        moves[A].kill_agent()
+        moves[A].start_agent()
+        await moves.until_ready()
+        again = await moves.ask(A, command)
+        assert (again.kind, again.migration) == (first.kind, first.migration)
+        changed = command.model_copy(update={"source": SourcePolicy.KEEP})
+        other = await moves.send_raw(A, changed.model_dump_json().encode())
+        assert other.error is not None
+        assert "another command" in other.error.message
+        expired = json.loads(migration(name, B).model_dump_json()) | {"expires_at": "2025-01-01T00:00:00Z"}
+        refused = await moves.send_raw(A, json.dumps(expired).encode())
+        assert refused.error is not None
+        assert refused.error.code == "expired"
+        assert name in moves[A].docker("ps", "--format", "{{.Names}}").split()
+    finally:
+        for host in (A, B):
+            moves[host].docker("rm", "--force", name, check=False)
