@@ -309,7 +309,7 @@ def offer(data: bytes, _: Path) -> None:
 def _check_lines(text: str, begin: tuple[str, ...]) -> None:
     """What is run as root has no line that was not meant."""
     for line in text.splitlines():
-        if not line.startswith(begin):
+        if line and not line.startswith(begin):
             raise WroteOutside(line)
 
 
