@@ -6,6 +6,7 @@ Also listens: what the other hosts say of themselves, so that a command for an u
 import logging
 import os
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from datetime import datetime
 
@@ -41,6 +42,7 @@ class Announcer:
         self._engine: Engine | None = None
         self._migrations: set[str] = set()
         self._certificates: tuple[datetime | None, str] = (None, "")
+        self._listeners: list[Callable[[Run], None]] = []
         self._hosts_heard: list[Callable[[], None]] = []
         self._ends_heard: list[Callable[[Run], Awaitable[None]]] = []
         self._moves_heard: list[Callable[[Run], None]] = []
@@ -125,6 +127,10 @@ class Announcer:
         self._broker.clear(topics.container_status(self._settings.host, container_id))
         self._publish_host()
 
+    def states(self) -> Counter[str]:
+        """How many containers are in each state."""
+        return Counter(one.state for one in self._containers.values())
+
     async def listed(self) -> None:
         """An agent before this one may have left containers at the broker that are gone by now."""
         host = self._settings.host
@@ -160,11 +166,17 @@ class Announcer:
         (self._migrations.discard if ended else self._migrations.add)(run.id)
         if len(self._migrations) != before:
             self._publish_host()
-            for tell in self._moves_heard:
-                tell(run)
+            for hear_move in self._moves_heard:
+                hear_move(run)
+        for tell in self._listeners:
+            tell(run)
         if ended:
             for hear in self._ends_heard:
                 await hear(run)
+
+    def on_migration(self, tell: Callable[[Run], None]) -> None:
+        """Have each change of a migration told that leaves this host."""
+        self._listeners.append(tell)
 
     async def decided(self, run: Run, decision: DecisionKind) -> None:
         if decision is DecisionKind.PENDING:

@@ -6,10 +6,12 @@ import logging
 import os
 import signal
 import sys
+from collections import Counter
 from pathlib import Path
 
 import uvloop
 
+from agent import dashboard
 from agent.announcer import Announcer
 from agent.base import config
 from agent.base.config import Settings
@@ -21,6 +23,7 @@ from agent.dispatcher import Dispatcher
 from agent.doors import systemd
 from agent.doors.docker import Docker
 from agent.doors.docker_events import DockerEvent
+from agent.doors.http_server import HttpServer
 from agent.doors.logind import Logind
 from agent.doors.mqtt import Broker
 from agent.doors.peer_client import PeerClient
@@ -119,6 +122,30 @@ class Agent:
         )
         self._server = PeerServer(settings.peer, self.targets, self.natives)
         self.certificates = Certificates(settings, self.announcer, self._server.reload, self.broker.until_connected)
+        self._http = HttpServer(settings.http)
+        if settings.http.port and settings.http.metrics:
+            self._count()
+        if settings.http.dashboard:
+            for path, page in dashboard.pages(settings.http.broker_url):
+                self._http.serve(path, page)
+
+    def _count(self) -> None:
+        """Have figures for Prometheus; without them nobody pays for the library."""
+        from agent.metrics import Looks, Metrics
+
+        looks = Looks(
+            running=lambda: Counter({"source": len(self.sources.open()), "target": len(self.targets.open())}),
+            in_doubt=self.dispatcher.in_doubt,
+            containers=self.announcer.states,
+            docker=lambda: self.inventory.connected,
+            broker=lambda: self.broker.connected,
+            dropped=lambda: self.broker.dropped,
+            received=lambda: self._server.received,
+        )
+        metrics = Metrics(self.host.name, self._settings.limits.migrations, looks)
+        self.announcer.on_migration(metrics.changed)
+        self.host.journal.written = metrics.journal_written
+        self._http.serve("/metrics", metrics.page)
 
     def peer(self, name: str, last_url: str = "") -> PeerClient:
         """A client for a peer, at the address that it says of itself, or `last_url` until it has said one."""
@@ -183,6 +210,7 @@ class Agent:
         """
         await self.host.journal.open()
         await self._server.start()  # first: where another agent has the port, the journal is that one's to take up
+        await self._http.start()
         self.vault.sweep()
         self.natives.sweep()
         kept.sweep(self._settings.state_dir)
@@ -223,6 +251,7 @@ class Agent:
         await self.sources.close()
         await self.targets.close()
         await self._server.close()
+        await self._http.close()
         await self.broker.close()
         for task in (*loops, *self._noted):
             task.cancel()

@@ -109,6 +109,11 @@ class Inventory:
         self._catching_up: asyncio.Task[None] | None = None
         self._down: bool | None = None
 
+    @property
+    def connected(self) -> bool:
+        """Whether dockerd answers, as far as is known."""
+        return self._down is False
+
     def on_event(self, callback: Callback) -> None:
         """Have each event told, in order and before anything is published of it. It may come twice."""
         self._callbacks.append(callback)

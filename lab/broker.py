@@ -6,13 +6,11 @@ fixed address and by programs on the outer machine through a relay on a free loo
 
 import secrets
 import signal
-import socket
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from agent.base import pki
-from lab import shell
+from lab import relays
 from lab.network import Address, Switch
 from lab.node import Node
 
@@ -37,6 +35,12 @@ cafile {PKI}/ca.crt
 certfile {PKI}/host.crt
 keyfile {PKI}/host.key
 """
+WEB_PORT = 9001
+_WEB = f"""\
+listener {WEB_PORT}
+protocol websockets
+"""
+"""For browsers on this machine, which know nothing of the lab's authority. On a real network: with TLS, as above."""
 ACL = Path(__file__).parents[1] / "systemd" / "mosquitto.acl"
 """The one that is shipped for real brokers."""
 
@@ -98,7 +102,7 @@ class Broker:
 
     def create(self) -> None:
         self.authority.equip(self.node)
-        self.node.seed("/etc/mosquitto/lab.conf", CONFIGURATION)
+        self.node.seed("/etc/mosquitto/lab.conf", CONFIGURATION + _WEB)
         self.node.seed("/etc/mosquitto/acl", ACL.read_text(), 0o600)
         lines = [f"{user}:{password}\n" for user, password in self.passwords.items()]
         self.node.seed("/etc/mosquitto/passwords", "".join(lines), 0o600)
@@ -108,7 +112,8 @@ class Broker:
         # mosquitto wants them hashed; the second time it finds nothing to do.
         self.node.run(["mosquitto_passwd", "-U", "/etc/mosquitto/passwords"])
         self.start()
-        self._start_relay()
+        relays.start(self.switch, self.node, "relay", PORT)
+        relays.start(self.switch, self.node, "web", WEB_PORT)
 
     def start(self) -> None:
         """Start mosquitto and wait until it listens."""
@@ -150,22 +155,16 @@ class Broker:
 
     @property
     def local_address(self) -> tuple[str, int]:
-        return "127.0.0.1", int((self.node.place / "relay.port").read_text())
+        return "127.0.0.1", relays.port_of(self.node, "relay")
+
+    @property
+    def web_url(self) -> str:
+        """Where a browser on the outer machine reaches the broker."""
+        return f"ws://127.0.0.1:{relays.port_of(self.node, 'web')}"
 
     def _listens(self) -> bool:
         listening = self.node.run(["ss", "--listening", "--tcp", "--numeric", "--no-header"]).stdout
         return f":{PORT} " in listening
-
-    def _start_relay(self) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            (self.node.place / "relay.port").write_text(str(listener.getsockname()[1]))
-            handle = str(listener.fileno())
-            script = str(Path(__file__).with_name("relay.py"))
-            argv = [sys.executable, script, handle, self.node.address.v4, str(PORT)]
-            log = self.node.place / "relay.log"
-            # nsenter becomes the command when no pid namespace is asked for: the number stays.
-            relay = shell.detach(self.switch.namespace.enter(*argv), log, pass_fds=[listener.fileno()])
-        relay.write(self.node.place / "relay.pid")
 
 
 def _write_private(file: Path, content: bytes) -> None:

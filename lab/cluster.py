@@ -5,10 +5,12 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Self
+from urllib.parse import urlencode
 
 from agent.base import config
 from agent.cli.controller import Controller
 from agent.doors.mqtt_link import connect
+from lab import relays
 from lab.host import Host, HostSpec
 from lab.lab import Lab
 from lab.service import Mode
@@ -22,6 +24,7 @@ from protocol.status import MigrationStatus, Phase
 
 READY_SECONDS = 60.0 * PATIENCE
 MOVE_SECONDS = 300.0 * PATIENCE
+HTTP_PORT = 9469
 TRANSSHIP = "/opt/transship/bin/transship"
 
 
@@ -74,6 +77,16 @@ class Cluster:
             username=access.user,
             password=access.password,
         )
+
+    def open_dashboard(self, host: str) -> str:
+        """Have a host's agent serve the dashboard to this machine; its address, which signs in as the controller."""
+        node, access = self[host].node, self.lab.broker.local_access()
+        self[host].agent.stop()
+        http = {"port": HTTP_PORT, "listen": "0.0.0.0", "dashboard": True, "broker_url": self.lab.broker.web_url}
+        self[host].start_agent(config={"http": http})
+        asyncio.run(self.until_ready())
+        port = relays.start(self.lab.switch, node, "http", HTTP_PORT)
+        return f"http://127.0.0.1:{port}/dashboard/#{urlencode({'user': access.user, 'password': access.password})}"
 
     @asynccontextmanager
     async def controller(self) -> AsyncIterator[Controller]:

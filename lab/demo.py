@@ -5,7 +5,9 @@ Every sentence that it prints about numbers was checked; the exit code is 0 only
 
 import argparse
 import asyncio
+import contextlib
 import json
+import signal
 import sys
 import time
 from dataclasses import dataclass, field
@@ -57,7 +59,12 @@ def main() -> int:
         specs = [HostSpec(A, Engine(options.engines[0])), HostSpec(B, Engine(options.engines[1]))]
         cluster = Cluster.up(NAME, specs, say=lambda line: story.say(f"   {line}"))
         story.say(f"   up after {time.monotonic() - began:.1f} s\n")
+        if options.dashboard:
+            story.say(f"The dashboard, to watch it and to move containers by hand:\n   {cluster.open_dashboard(A)}\n")
         asyncio.run(_tell(story, cluster))
+        if options.dashboard:
+            story.say("\nThe lab stays up until Ctrl-C.")
+            _until_interrupted()
     except LabError as error:
         story.say(f"NO  {error}")
         story.wrong.append(str(error))
@@ -76,6 +83,9 @@ def main() -> int:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="scripts/demo", description=__doc__)
     parser.add_argument("--keep", action="store_true", help="leave the lab up")
+    parser.add_argument(
+        "--dashboard", action="store_true", help="print the address of the dashboard; leave the lab up until Ctrl-C"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line; the story on stderr")
     parser.add_argument(
         "--engines",
@@ -84,6 +94,11 @@ def _options() -> argparse.Namespace:
         help="of the two hosts: docker26,docker28 (the default), docker28,docker28, ...",
     )
     return parser.parse_args()
+
+
+def _until_interrupted() -> None:
+    with contextlib.suppress(KeyboardInterrupt):
+        signal.pause()
 
 
 async def _tell(story: Story, cluster: Cluster) -> None:

@@ -99,6 +99,19 @@ class Shutdown(_Section):
     """For all of them, when systemd stops the agent with the host; logind gives its InhibitDelayMaxSec before."""
 
 
+class Http(_Section):
+    """What may be read without a certificate, and changes nothing. Off until a port is given."""
+
+    listen: str = "127.0.0.1"
+    port: int = Field(default=0, ge=0, le=65535)
+    metrics: bool = True
+    """Figures for Prometheus at /metrics."""
+    dashboard: bool = False
+    """The page at /dashboard/."""
+    broker_url: str = ""
+    """Where a browser reaches the broker by WebSockets (wss://broker:9001); the dashboard suggests it."""
+
+
 class Settings(BaseSettings):
     """Everything that can be configured; a field's name is its key in agent.toml."""
 
@@ -115,6 +128,7 @@ class Settings(BaseSettings):
     deadlines: Deadlines = Deadlines()
     checkpoints: Checkpoints = Checkpoints()
     shutdown: Shutdown = Shutdown()
+    http: Http = Http()
     state_dir: Path = Path("/var/lib/transship")
     """The journal."""
     runtime: str = "transship"
@@ -124,7 +138,8 @@ class Settings(BaseSettings):
     """For a published port that is taken here: no move, or another port of Docker's choice."""
     bind_copy: tuple[Path, ...] = ()
     """Folders below which the content of a bind mount may be written for a peer; others must be there."""
-    log_json: bool = False
+    log_json: bool | None = None
+    """One JSON object a line; not said: where standard error is no terminal."""
 
     @classmethod
     def settings_customise_sources(

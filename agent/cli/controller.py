@@ -145,6 +145,26 @@ class Controller:
                 if event := self._understood(Event, await ear.next()):
                     yield event
 
+    async def watch(self) -> AsyncIterator[tuple[str, HostStatus | ContainerStatus | MigrationStatus | None]]:
+        """All hosts, containers and moves by topic, then each change. None: gone; with no topic: all comes anew."""
+        kinds: dict[str, type[HostStatus] | type[ContainerStatus] | type[MigrationStatus]] = {
+            topics.ALL_HOSTS: HostStatus,
+            topics.ALL_CONTAINERS: ContainerStatus,
+            topics.ALL_MIGRATIONS: MigrationStatus,
+        }
+        with self._listening(*kinds, qos=0) as ear:
+            await self._subscribe(ear)
+            while True:
+                try:
+                    message = await ear.next_or_anew()
+                except _Anew:
+                    yield "", None
+                    continue
+                kind = next(kind for pattern, kind in kinds.items() if matches(message.topic, pattern))
+                said = self._understood(kind, message)
+                if said is not None or not message.payload:
+                    yield message.topic, said
+
     async def watch_migration(self, migration: str, source: str) -> AsyncIterator[MigrationStatus]:
         """Each change of a migration's status, up to the one that ends it."""
         last: MigrationStatus | None = None

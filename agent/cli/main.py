@@ -66,6 +66,14 @@ def ps(context: typer.Context, host: Host = None, as_json: Json = False) -> None
     control(context, as_json, lambda controller, out: listing.ps(controller, out, host))
 
 
+@app.command()
+def top(context: typer.Context, as_json: Json = False) -> None:
+    """Hosts, moves and containers as they change; q leaves. Not on a terminal: the same once."""
+    from agent.cli import top as live
+
+    control(context, as_json, live.top)
+
+
 AllowPostcopy = Annotated[
     bool, typer.Option("--allow-postcopy", help="Let `auto` choose it where nothing safer keeps to --max-blackout.")
 ]

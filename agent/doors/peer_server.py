@@ -12,6 +12,7 @@ from typing import Protocol, TypeVar
 from aiohttp import web
 from pydantic import ValidationError
 
+from agent.base import tracing
 from agent.base.config import PeerLink
 from agent.base.errors import AgentError, CorruptPart, Refused, TransferFailed
 from agent.doors import pages
@@ -99,6 +100,8 @@ class PeerServer:
         self._native = native
         self._runner: web.AppRunner | None = None
         self._tls: ServerTls | None = None
+        self.received = 0
+        """Bytes of parts that came from peers, without those of the page channel."""
 
     async def start(self) -> None:
         """Raises OSError or ssl.SSLError: the certificates are unusable, or the port is taken."""
@@ -146,6 +149,12 @@ class PeerServer:
 
     @web.middleware
     async def _gate(
+        self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
+        with tracing.working_for(request.match_info.get("id", "")):
+            return await self._answered(request, handler)
+
+    async def _answered(
         self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     ) -> web.StreamResponse:
         try:
@@ -205,7 +214,10 @@ class PeerServer:
         self, request: web.Request, name: str, take: Callable[[str, str, Stream], Awaitable[None]]
     ) -> web.Response:
         stream = _stream(request)
-        await take(peer_name(request), request.match_info["id"], stream)
+        try:
+            await take(peer_name(request), request.match_info["id"], stream)
+        finally:
+            self.received += stream.bytes
         return _answer(stream.part(name))
 
     async def _layers(self, request: web.Request) -> web.Response:

@@ -7,6 +7,7 @@ one thread of its own: in order, and the event loop goes on meanwhile.
 import asyncio
 import json
 import sqlite3
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -75,6 +76,8 @@ class Journal:
         self._path = path
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="journal")
         self._db: sqlite3.Connection | None = None
+        self.written: Callable[[float | None], None] = lambda seconds: None
+        """Told how long each transition took until it was on the disk; None: it could not be written."""
 
     async def open(self) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -110,7 +113,13 @@ class Journal:
 
     async def put(self, entry: Entry) -> None:
         """Write the row and its line of history, durably."""
-        await self._call(self._put, entry)
+        began = time.monotonic()
+        try:
+            await self._call(self._put, entry)
+        except Exception:
+            self.written(None)
+            raise
+        self.written(time.monotonic() - began)
 
     def _put(self, entry: Entry) -> None:
         db = self._open_db

@@ -11,6 +11,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Protocol, TypeVar
 
+from agent.base import tracing
 from agent.base.errors import AgentError, Cancelled, ContainerGone, Refused, Stranded, from_wire
 from agent.base.tasks import beside, until_it_works
 from agent.doors.docker_model import Container
@@ -151,8 +152,9 @@ class Sources:
         )
         self._moves[migration] = move
         try:
-            await move.run.record_beginning()
-            await begun(move.run)
+            with tracing.working_for(migration):  # whoever begins it may do other things afterwards
+                await move.run.record_beginning()
+                await begun(move.run)
         except BaseException:
             self._end(move)  # nothing was touched; the journal has to say so
             raise
@@ -166,6 +168,7 @@ class Sources:
 
     async def _work(self, move: Move, request: Migrate, ended: Ended) -> None:
         run = move.run
+        tracing.works_for(run.id)
         error: AgentError | None = None
         try:
             await self._story_to_its_end(move, request)
@@ -314,6 +317,7 @@ class Sources:
     async def _resolved(self, move: Move, asking: asyncio.Task[None], decision: DecisionKind) -> None:
         """First the word, durably; then what it means, as after any restart."""
         run = move.run
+        tracing.works_for(run.id)
         await asyncio.wait({asking})
         in_doubt = run.phase is Phase.COMMITTED
         if in_doubt:
@@ -354,6 +358,7 @@ class Sources:
 
     async def _until_ended(self, move: Move) -> None:
         """Go on with what is decided, take back what is not, until the journal says that it has ended."""
+        tracing.works_for(move.run.id)
         await self._again(move.run, partial(self._take_up, move.run))
         self._moves.pop(move.run.id, None)
 

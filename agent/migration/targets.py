@@ -10,6 +10,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Protocol, TypeVar
 
+from agent.base import tracing
 from agent.base.errors import DockerFailed, Refused
 from agent.base.tasks import Failing
 from agent.doors.docker import unavailable
@@ -257,6 +258,7 @@ class Targets:
     async def _watch(self, slot: _Slot) -> None:
         """What a target does when its source is silent: before PREPARED its lease ends, from then on it asks."""
         migration = slot.target.run.id
+        tracing.works_for(migration)
         while migration in self._slots:
             await asyncio.sleep(self._host.settings.deadlines.ask_again)
             silent = time.monotonic() - slot.target.last_contact
@@ -308,6 +310,7 @@ class Targets:
 
     async def _take_up(self, slot: _Slot) -> None:
         run = slot.target.run
+        tracing.works_for(run.id)
         match machine.on_restart(Role.TARGET, run.phase):
             case OnRestart.TAKE_BACK:
                 await self._throw_away(run.id)

@@ -13,6 +13,7 @@ import shutil
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+from agent.base import tracing
 from agent.base.errors import AgentError, Refused
 from agent.base.tasks import to_the_end
 from agent.doors import docker_checkpoints
@@ -93,6 +94,7 @@ class Natives:
 
     async def _send(self, container: Container, name: str, to: str) -> None:
         offer = await self._offer(container, name)
+        tracing.works_for(offer.migration)
         with self._file(offer.migration) as file:
             command = await own.save_command(self._host.docker, container, name, file)
             async with self._peers(to) as peer:

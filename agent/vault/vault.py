@@ -13,6 +13,7 @@ from typing import Any
 from agent.archive import layout
 from agent.archive.pipeline import Compression
 from agent.archive.reader import ArchiveReader
+from agent.base import tracing
 from agent.base.errors import AgentError, Cancelled, Refused, Stranded
 from agent.base.tasks import until_it_works
 from agent.doors.docker_model import Container
@@ -299,6 +300,7 @@ class Vault:
         self, migration: str, work: Coroutine[Any, Any, Outcome], ended: Ended, decided: Callable[[], bool]
     ) -> None:
         async def run() -> None:
+            tracing.works_for(migration)
             try:
                 outcome = await work
             except asyncio.CancelledError:

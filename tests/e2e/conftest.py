@@ -105,6 +105,12 @@ def three() -> Iterator[Cluster]:
 
 
 @pytest.fixture(scope="session")
+def seen() -> Iterator[Cluster]:
+    """Both engines, for what is shown of them: figures on a port of their own."""
+    yield from _up("seen", HostSpec("host-a", D26), HostSpec("host-b", D28), agent={"http": {"port": 9469}})
+
+
+@pytest.fixture(scope="session")
 def programs() -> Iterator[Cluster]:
     """With userns-remap, so that programs of several users can be dumped in namespaces (facts.md)."""
     yield from _up("programs", HostSpec("u26", D26, userns_remap=True), HostSpec("u28", D28, userns_remap=True))

@@ -13,7 +13,10 @@ ROOT = Path(__file__).parents[2]
 # A room may import the rooms below it, never one above or beside.
 FLOORS = [
     {"agent.cli", "agent.daemon"},
-    {"agent.dispatcher", "agent.announcer", "agent.inventory", "agent.certificates", "agent.logs"},
+    {
+        *("agent.dispatcher", "agent.announcer", "agent.inventory", "agent.certificates"),
+        *("agent.logs", "agent.metrics", "agent.dashboard"),
+    },
     {"agent.shutdown"},
     {"agent.vault"},
     {"agent.migration"},
@@ -26,13 +29,15 @@ LIBRARIES = {
     "aiodocker": "agent/doors/docker_gate",
     "aiomqtt": "agent/doors/mqtt",
     "dbus_fast": "agent/doors/logind",
-    "aiohttp.web": "agent/doors/peer_server",
+    "aiohttp.web": ("agent/doors/peer_server", "agent/doors/http_server"),
+    "prometheus_client": "agent/metrics",
     "sqlite3": "agent/migration/journal",
     "cryptography": ("agent/base/pki", "agent/archive/crypt"),
     "zstandard": "agent/archive/pipeline",
     "uvloop": "agent/daemon",
     "typer": "agent/cli",
     "rich": "agent/cli",
+    "textual": "agent/cli/top",
 }
 STARTS_PROCESSES = {
     "agent/base/shell.py",

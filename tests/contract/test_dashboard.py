@@ -1,0 +1,289 @@
+"""The dashboard in Chromium, with a real broker: what hosts say shows, is only text, and the account decides."""
+
+import json
+import re
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.async_api import Browser, Page, expect
+
+from tests.contract.conftest import Mosquitto, Stranger, free_port
+from tests.contract.dashboard_support import browser as chromium
+from tests.contract.dashboard_support import needs_chromium, opened, served
+
+pytestmark = needs_chromium
+
+Connect = Callable[..., AbstractAsyncContextManager[Stranger]]
+GIB = 1 << 30
+MOVE = "m-0123456789abcdef"
+NOW = "2026-01-01T12:00:00+00:00"
+
+
+@pytest.fixture
+async def browser() -> AsyncIterator[Browser]:
+    async with chromium() as found:
+        yield found
+
+
+@pytest.fixture
+def web(start_mosquitto: Callable[..., Mosquitto]) -> tuple[Mosquitto, str]:
+    """A broker that browsers reach too, and where."""
+    port = free_port()
+    extra = f"allow_anonymous true\nlistener {port} 127.0.0.1\nprotocol websockets\n"
+    return start_mosquitto(extra), f"ws://127.0.0.1:{port}"
+
+
+def host(name: str, **more: Any) -> dict[str, Any]:
+    return {"host": name, "online": True, "memory_bytes": 8 * GIB, "memory_free_bytes": 5 * GIB, "cpus": 4, **more}
+
+
+def container_id(number: int) -> str:
+    return f"{number:064x}"
+
+
+def container(of: str, number: int, name: str, **more: Any) -> dict[str, Any]:
+    return {"host": of, "id": container_id(number), "name": name, "image": "web:1", "state": "running", **more}
+
+
+async def say_host(client: Stranger, name: str, **more: Any) -> None:
+    await client.send(f"transship/v1/hosts/{name}/status", host(name, **more), retain=True)
+
+
+async def say_container(client: Stranger, of: str, number: int, name: str, **more: Any) -> None:
+    topic = f"transship/v1/hosts/{of}/containers/{container_id(number)}"
+    await client.send(topic, container(of, number, name, **more), retain=True)
+
+
+def move(phase: str, sequence: int, name: str = "web", **more: Any) -> dict[str, Any]:
+    return {
+        "id": MOVE,
+        "container": name,
+        "container_id": container_id(1),
+        "source": "node-a",
+        "target": "node-b",
+        "phase": phase,
+        "sequence": sequence,
+        "started_at": NOW,
+        "at": NOW,
+        **more,
+    }
+
+
+async def say_move(client: Stranger, *said: Any, **more: Any) -> None:
+    await client.send(f"transship/v1/migrations/{MOVE}/node-a/status", move(*said, **more), retain=True)
+
+
+async def signed_in(page: Page) -> None:
+    await page.get_by_label("User").fill("someone")
+    await page.get_by_role("button", name="Connect").click()
+    await expect(page.locator("#state")).to_have_text("connected as someone")
+
+
+HOSTILE = '<img src=x onerror="document.title=`taken`"><script>document.title="taken"</script>'
+
+
+async def test_what_comes_from_the_broker_is_text_and_never_markup(
+    web: tuple[Mosquitto, str], stranger: Connect, browser: Browser
+) -> None:
+    mosquitto, url = web
+    async with served(url) as address, stranger(mosquitto) as client, opened(browser, address) as page:
+        await say_host(client, "node-a", engine={"docker": HOSTILE, "criu": HOSTILE})
+        await say_host(client, "node-b")
+        await say_host(client, HOSTILE.replace("/", "").replace("#", ""))
+        await say_container(client, "node-a", 1, HOSTILE, image=HOSTILE, state=HOSTILE, health=HOSTILE)
+        error = {"code": "internal", "message": HOSTILE}
+        await say_move(client, HOSTILE, 1, HOSTILE, part=HOSTILE, strategy=HOSTILE, error=error)
+        await client.send("transship/v1/hosts/node-a/status/x", {"host": 3})
+        for nonsense in (b"{", b"[]", b'"text"', b"\xff", b'{"memory_bytes": "many", "engine": 7, "online": "yes"}'):
+            await client.send("transship/v1/hosts/node-c/status", nonsense, retain=True)
+        await signed_in(page)
+        await say_move(client, "done", 2, HOSTILE, report={"phases": [7, {"phase": HOSTILE}], "blackout_ms": HOSTILE})
+        await client.send("transship/v1/hosts/node-a/events", {"kind": HOSTILE, "container": HOSTILE, "at": HOSTILE})
+        await expect(page.locator(".card strong")).to_have_text(HOSTILE)
+        await expect(page.locator("#events .container")).to_have_text(HOSTILE)
+        await expect(page.locator(".move-row .title")).to_contain_text(HOSTILE)
+        await expect(page.locator(".move-row")).to_have_attribute("data-phase", "done")
+        assert await page.locator("img, #main script").count() == 0
+        assert await page.title() == "transship"
+
+
+async def test_the_page_may_load_nothing_from_elsewhere_and_no_markup_from_text(
+    web: tuple[Mosquitto, str], browser: Browser
+) -> None:
+    async with served(web[1]) as address, opened(browser, address, blocked="TrustedHTML") as page:
+        await expect(page.get_by_label("Address")).to_have_value(web[1])
+        tries = await page.evaluate(
+            """async () => {
+                let html = "";
+                try { document.body.innerHTML = "<b>x</b>" } catch (error) { html = error.name }
+                return [html, document.querySelectorAll("[src^=http], link[href^=http]").length]
+            }"""
+        )
+        assert tries == ["TypeError", 0]
+
+
+async def test_an_account_that_may_not_command_sees_no_buttons_and_one_that_may_moves(
+    start_mosquitto: Callable[..., Mosquitto], stranger: Connect, browser: Browser, tmp_path: Path
+) -> None:
+    acl = tmp_path / "acl"
+    acl.write_text(
+        "topic readwrite #\nuser viewer\ntopic read transship/v1/#\ntopic readwrite transship/v1/replies/#\n"
+        "user mover\ntopic readwrite #\n"
+    )
+    port = free_port()
+    mosquitto = start_mosquitto(
+        f"user root\nallow_anonymous true\nacl_file {acl}\nlistener {port} 127.0.0.1\nprotocol websockets\n"
+    )
+    async with served(f"ws://127.0.0.1:{port}") as address, stranger(mosquitto) as client:
+        await client.subscribe("transship/v1/hosts/+/command")
+        for name in ("node-a", "node-b"):
+            await say_host(client, name)
+        await say_container(client, "node-a", 1, "web")
+
+        async with opened(browser, f"{address}#user=viewer&password=x") as page:
+            await expect(page.locator(".card strong")).to_have_text("web")
+            await expect(page.locator("#state")).to_have_text("connected as viewer")
+            for name in ("node-a", "node-b"):
+                await expect(page.locator(f'[data-host="{name}"]')).to_have_attribute("data-may", "look")
+            await expect(page.get_by_role("button", name=re.compile("^Move "))).to_have_count(0)
+            assert "password" not in page.url, "a password does not stay in the address bar"
+
+        async with opened(browser, f"{address}#user=mover&password=x") as page:
+            button = page.get_by_role("button", name="Move web from node-a")
+            await expect(button).to_be_visible()
+            # by keyboard alone: to the button, into the dialog, out of it, back in, and go
+            await button.focus()
+            await page.keyboard.press("Enter")
+            await expect(page.get_by_role("dialog")).to_be_visible()
+            await page.keyboard.press("Escape")
+            await expect(page.get_by_role("dialog")).to_be_hidden()
+            await expect(button).to_be_focused()
+            await page.keyboard.press("Enter")
+            await expect(page.get_by_label("To", exact=True)).to_be_focused()
+            for key in ("Tab", "Tab", "Tab", "Enter"):
+                await page.keyboard.press(key)
+            while (command := await client.next()) and json.loads(command.payload)["kind"] == "ping":
+                pass  # how the page has asked whether it may
+            asked = json.loads(command.payload)
+            assert (asked["kind"], asked["container"], asked["to"]) == ("migrate", container_id(1), "node-b")
+            assert command.properties is not None
+            refused = {"kind": "failed", "error": {"code": "busy", "message": "not now", "hint": "later"}}
+            await client.send(
+                command.properties.ResponseTopic, refused, CorrelationData=command.properties.CorrelationData
+            )
+            await expect(page.locator("#said")).to_have_text("Moving web to node-b: not now. later")
+
+
+async def test_a_card_travels_with_its_container_and_the_blackout_is_to_scale(
+    web: tuple[Mosquitto, str], stranger: Connect, browser: Browser
+) -> None:
+    mosquitto, url = web
+    async with served(url) as address, stranger(mosquitto) as client, opened(browser, address) as page:
+        for name in ("node-a", "node-b"):
+            await say_host(client, name)
+        await say_container(client, "node-a", 1, "web")
+        await signed_in(page)
+        card = page.locator('[data-host="node-a"] .card')
+        await say_move(client, "copying", 1, bytes_sent=250, bytes_total=1000, rate=500, eta_s=1.5)
+        await expect(card.locator(".state")).to_have_text("to node-b: copying")
+        assert await card.locator("progress").evaluate("(bar) => bar.position") == 0.25
+        await expect(page.locator(".move-row .what")).to_contain_text("250 B of 1.0 kB · 500 B/s · 1.50 s left")
+        await say_container(client, "node-b", 2, "web", state="created")
+        await say_move(client, "frozen", 2)
+        await expect(page.locator('[data-host="node-b"] .card.coming')).to_be_visible()
+        await expect(page.locator('[data-host="node-a"] .card.frozen')).to_be_visible()
+        phases = [{"phase": name, "at_ms": at} for name, at in (("planned", 0), ("frozen", 600), ("running", 900))]
+        report = {"phases": phases, "total_ms": 1000, "blackout_ms": 300, "wire_bytes": 1000}
+        await client.send(f"transship/v1/hosts/node-a/containers/{container_id(1)}", b"", retain=True)
+        await say_container(client, "node-b", 2, "web")
+        await say_move(client, "done", 3, report=report)
+        await expect(page.locator('[data-host="node-b"] .card')).to_have_attribute("data-arrived", MOVE)
+        await expect(page.locator('[data-host="node-a"] .card')).to_have_count(0)
+        whole = await page.locator(".timeline").bounding_box()
+        black = await page.locator(".bit.blackout").bounding_box()
+        assert whole is not None
+        assert black is not None
+        assert black["width"] / whole["width"] == pytest.approx(0.3, abs=0.03)
+        assert (black["x"] - whole["x"]) / whole["width"] == pytest.approx(0.6, abs=0.03)
+        await expect(page.locator(".timeline")).to_have_attribute("aria-label", re.compile("blackout 300 ms"))
+
+
+async def test_a_thousand_containers_on_a_phone_in_the_dark(
+    web: tuple[Mosquitto, str], stranger: Connect, browser: Browser
+) -> None:
+    mosquitto, url = web
+    phone = {"viewport": {"width": 360, "height": 740}, "color_scheme": "dark"}
+    async with served(url) as address, stranger(mosquitto) as client, opened(browser, address, **phone) as page:
+        for number in range(1000):
+            await say_container(client, f"node-{'abcd'[number % 4]}", number, f"service-{number:04}-with-a-long-name")
+        for name in "abcd":
+            await say_host(client, f"node-{name}")
+        await signed_in(page)
+        await expect(page.locator(".card")).to_have_count(1000)
+        # a change shows at once, and the page stays usable meanwhile
+        took = await page.evaluate(
+            """() => new Promise((done) => {
+                const began = performance.now();
+                requestAnimationFrame(() => setTimeout(() => done(performance.now() - began)));
+            })"""
+        )
+        assert took < 1000
+        await say_container(client, "node-a", 0, "service-0000-with-a-long-name", state="paused")
+        await expect(page.locator(".card.is-paused")).to_have_count(1)
+        await page.get_by_label("Find").fill("service-0999")
+        await expect(page.locator(".card:visible")).to_have_count(1)
+        wide = await page.evaluate("document.documentElement.scrollWidth")
+        assert wide <= 360, f"it scrolls sideways: {wide} px"
+        dark = await page.evaluate("getComputedStyle(document.body).backgroundColor")
+        assert sum(map(int, re.findall(r"\d+", dark)[:3])) < 150, dark
+        contrast = await page.evaluate(CONTRAST)
+        assert min(contrast.values()) >= 4.5, contrast
+
+
+CONTRAST = """() => {
+    const light = (colour) => {
+        const [r, g, b] = colour.match(/[\\d.]+/g).slice(0, 3).map((each) => {
+            const part = each / 255;
+            return part <= 0.03928 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4;
+        });
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+    };
+    const page = light(getComputedStyle(document.querySelector(".host")).backgroundColor);
+    const found = {};
+    for (const what of ["h2", ".card:not([hidden]) strong", ".card:not([hidden]) .image", ".load", "#state"]) {
+        const ink = light(getComputedStyle(document.querySelector(what)).color);
+        found[what] = (Math.max(ink, page) + 0.05) / (Math.min(ink, page) + 0.05);
+    }
+    return found;
+}"""
+
+
+async def test_the_page_comes_back_when_the_broker_does(
+    web: tuple[Mosquitto, str], stranger: Connect, browser: Browser
+) -> None:
+    mosquitto, url = web
+    async with served(url) as address, opened(browser, address) as page:
+        async with stranger(mosquitto) as client:
+            await say_host(client, "node-a")
+            for number, name in enumerate(("web", "gone-meanwhile")):
+                await say_container(client, "node-a", number, name)
+        await signed_in(page)
+        await expect(page.locator(".card")).to_have_count(2)
+        mosquitto.stop(forget=True)
+        await expect(page.locator("#state")).to_contain_text("the broker is away")
+        await expect(page.locator(".card")).to_have_count(2)
+        mosquitto.start()
+        await expect(page.locator("#state")).to_have_text("connected as someone")
+        async with stranger(mosquitto) as client:  # as agents do: what is so still is said again
+            await say_container(client, "node-a", 0, "web")
+            await expect(page.locator(".card strong")).to_have_text("web")
+
+
+async def test_a_broker_that_is_not_there_is_said_and_can_be_corrected(browser: Browser) -> None:
+    async with served(f"ws://127.0.0.1:{free_port()}") as address, opened(browser, address) as page:
+        await page.get_by_role("button", name="Connect").click()
+        await expect(page.get_by_role("alert")).to_have_text(re.compile("does not answer|failed|error", re.IGNORECASE))
+        await expect(page.get_by_label("Address")).to_be_editable()
