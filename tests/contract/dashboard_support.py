@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.async_api import Browser, Page, async_playwright
+from playwright.async_api import Browser, Page, async_playwright, expect
 
 from agent import dashboard
 from agent.base.config import Http
@@ -16,6 +16,8 @@ from agent.doors.http_server import HttpServer
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 PICTURES = Path(__file__).parents[2] / "docs/pictures"
+PATIENCE_MS = 20_000
+expect.set_options(timeout=PATIENCE_MS)
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="Debian's package chromium is not installed")
 
 
@@ -35,7 +37,7 @@ async def opened(browser: Browser, url: str, *, blocked: str = "", **context: An
     """A page in a context of its own; what goes wrong in it fails the test, but for what is `blocked` on purpose."""
     async with await browser.new_context(**context) as made:
         page = await made.new_page()
-        page.set_default_timeout(20_000)
+        page.set_default_timeout(PATIENCE_MS)
         wrong: list[str] = []
         page.on("pageerror", lambda error: wrong.append(str(error)))
         page.on("console", lambda said: wrong.append(said.text) if said.type == "error" else None)
