@@ -144,7 +144,7 @@ class Agent:
         )
         metrics = Metrics(self.host.name, self._settings.limits.migrations, looks)
         self.announcer.on_migration(metrics.changed)
-        self.host.journal.written = metrics.journal_written
+        self.host.journal.on_write = metrics.journal_written
         self._http.serve("/metrics", metrics.page)
 
     def peer(self, name: str, last_url: str = "") -> PeerClient:

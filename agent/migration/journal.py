@@ -76,7 +76,7 @@ class Journal:
         self._path = path
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="journal")
         self._db: sqlite3.Connection | None = None
-        self.written: Callable[[float | None], None] = lambda seconds: None
+        self.on_write: Callable[[float | None], None] = lambda seconds: None
         """Told how long each transition took until it was on the disk; None: it could not be written."""
 
     async def open(self) -> None:
@@ -117,9 +117,9 @@ class Journal:
         try:
             await self._call(self._put, entry)
         except Exception:
-            self.written(None)
+            self.on_write(None)
             raise
-        self.written(time.monotonic() - began)
+        self.on_write(time.monotonic() - began)
 
     def _put(self, entry: Entry) -> None:
         db = self._open_db

@@ -70,7 +70,7 @@ def value(figures: Metrics, name: str, **labels: str) -> float | None:
 
 async def test_a_move_is_counted_once_with_its_phases_blackout_and_bytes(journal: Journal) -> None:
     figures = metrics()
-    journal.written = figures.journal_written
+    journal.on_write = figures.journal_written
     run = run_of(journal, figures, "cold")
     await run.record_beginning()
     for phase in TO_THE_END:
@@ -123,7 +123,7 @@ async def test_how_it_has_ended_is_told_apart(
 
 async def test_a_journal_that_can_not_be_written_counts(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
     figures = metrics()
-    journal.written = figures.journal_written
+    journal.on_write = figures.journal_written
     run = run_of(journal, figures, "cold")
 
     def full(entry: object) -> None:
