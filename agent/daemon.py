@@ -135,7 +135,7 @@ class Agent:
 
         looks = Looks(
             running=lambda: Counter({"source": len(self.sources.open()), "target": len(self.targets.open())}),
-            in_doubt=self.dispatcher.in_doubt,
+            in_doubt=self._in_doubt,
             containers=self.announcer.states,
             docker=lambda: self.inventory.connected,
             broker=lambda: self.broker.connected,
@@ -146,6 +146,11 @@ class Agent:
         self.announcer.on_migration(metrics.changed)
         self.host.journal.on_write = metrics.journal_written
         self._http.serve("/metrics", metrics.page)
+
+    def _in_doubt(self) -> dict[str, int]:
+        """How many open migrations may need a person, by this host's role."""
+        open_ones = self.dispatcher.open_migrations()
+        return {role: sum(bool(one.doubt) for one in open_ones if one.role == role) for role in ("source", "target")}
 
     def peer(self, name: str, last_url: str = "") -> PeerClient:
         """A client for a peer, at the address that it says of itself, or `last_url` until it has said one."""

@@ -352,11 +352,6 @@ class Dispatcher:
             for run, role in [*outgoing, *incoming]
         )
 
-    def in_doubt(self) -> dict[str, int]:
-        """How many open migrations may need a person, by this host's role."""
-        open_ones = self.open_migrations()
-        return {role: sum(bool(one.doubt) for one in open_ones if one.role == role) for role in ("source", "target")}
-
     def _reply(self, command: str | None, kind: ReplyKind, **more: object) -> Reply:
         return Reply.model_validate(
             {
