@@ -40,6 +40,7 @@ from agent.migration.targets import Targets
 from agent.shutdown.evacuation import Around
 from agent.shutdown.evacuations import Evacuations
 from agent.shutdown.host_down import HostDown
+from agent.shutdown.moving_away import MovesAway
 from agent.shutdown.sleepers import Sleepers
 from agent.vault.natives import Natives
 from agent.vault.schedule import Schedule
@@ -97,11 +98,12 @@ class Agent:
         self.kept = Keeper(self.host.docker, settings.state_dir)
         self.schedule = Schedule(self.host.docker, self.vault.store, self.vault.scheduled, settings.host)
         self.sleepers = Sleepers(self.host, self.sources, self.announcer.publish_event)
-        self.host_down = HostDown(self.host, self.sleepers)
-        self.logind = Logind(self._goes_down, self._stays_up)
         self._noted: set[asyncio.Task[None]] = set()
         around = Around(self.host, self.sources, self.announcer, self.peer)
         self.evacuations = Evacuations(around, self.announcer)
+        moves_away = MovesAway(self.evacuations, settings.limits.migrations)
+        self.host_down = HostDown(self.host, self.sleepers, moves_away)
+        self.logind = Logind(self._goes_down, self._stays_up)
         self.dispatcher = Dispatcher(
             self.host,
             self.announcer,

@@ -51,6 +51,9 @@ class Evacuates(Protocol):
     async def __call__(self, containers: frozenset[str], seconds: float) -> Mapping[str, str]:
         """Those that are still here, and why."""
 
+    def stays(self) -> None:
+        """It does not go down after all."""
+
 
 class HostDown:
     """See the module."""
@@ -192,6 +195,8 @@ class HostDown:
     async def _go_on(self) -> None:
         if self._task is not None:
             await asyncio.gather(self._task, return_exceptions=True)
+        if self._evacuate is not None:
+            self._evacuate.stays()
         await self._wake(self._read()[1])
 
     async def boot(self) -> None:

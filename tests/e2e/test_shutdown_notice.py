@@ -3,6 +3,8 @@
 A real shutdown, by systemd, is that of tests/vm/test_shutdown.py; what is done before it is the same.
 """
 
+import asyncio
+
 from lab.cluster import Cluster
 from lab.host import Host
 from lab.workloads import run_counter
@@ -75,3 +77,29 @@ async def test_without_the_time_for_it_a_container_is_stopped_as_it_would_be_wit
             await until(lambda: 0 < newest(here, "hi-first") < last, "it is started, anew")
     finally:
         remove(here, *NAMES)
+
+
+async def test_one_that_wishes_it_is_moved_away_and_the_host_takes_none_until_that_is_called_off(
+    keeps: Cluster,
+) -> None:
+    here, name = keeps["a26"], "hi-away"
+    for host in keeps.lab.hosts.values():
+        remove(host, name)
+    run_counter(here, name, "--label", "transship.on-shutdown=evacuate", "--label", "transship.targets=c26")
+    try:
+        await counts_on(here, name)
+        async with events(keeps, "a26") as heard:
+            await asyncio.to_thread(run, keeps, "a26", "transship shutdown-notice --in 90s")
+            await until(lambda: any(one.kind == "host-shutdown-ready" for one in heard), "it is ready", 90)
+            [result] = [one.detail["result"] for one in heard if one.kind == "host-shutdown-ready"]
+        assert result == f"{name}: evacuated"
+        await counts_on(keeps["c26"], name)
+        assert state(here, name) == ""
+        assert "cordoned" in run(keeps, "a26", "transship hosts --json").stdout
+        run(keeps, "a26", "transship shutdown-notice --called-off")
+        gone = "! test -e /var/lib/transship/cordoned.json"
+        await until(lambda: here.run(["sh", "-c", gone], check=False).returncode == 0, "it takes containers again")
+        assert (await counts_on(keeps["c26"], name)).missing == 0
+    finally:
+        for host in keeps.lab.hosts.values():
+            remove(host, name)

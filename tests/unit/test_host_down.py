@@ -148,11 +148,12 @@ async def test_what_could_not_be_moved_away_sleeps_here(room: Room) -> None:
     stays = room.add("stays", "evacuate")
     room.add("goes", "evacuate")
 
-    async def evacuate(containers: frozenset[str], seconds: float) -> Mapping[str, str]:
-        assert len(containers) == 2
-        return {stays: "no host has room"}
+    class Evacuates:
+        async def __call__(self, containers: frozenset[str], seconds: float) -> Mapping[str, str]:
+            assert len(containers) == 2
+            return {stays: "no host has room"}
 
-    room.evacuate = evacuate
+    room.evacuate = Evacuates()
     await room.agent().begin(60, "a test")
     assert sorted(room.result().split("; ")) == ["goes: evacuated", "stays: hibernated"]
     assert room.written() == {"stays": "hibernate"}
