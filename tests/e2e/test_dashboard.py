@@ -52,7 +52,7 @@ async def test_a_button_moves_a_container_and_its_card_arrives(seen: Cluster, ad
         row = page.locator(".move-row").first
         await expect(row).to_have_attribute("data-phase", "done")
         await expect(row.locator(".timeline")).to_have_attribute(
-            "aria-label", re.compile(r"frozen .*; blackout \d+ ms")
+            "aria-label", re.compile(r"frozen .*; blackout [0-9.]+ m?s")
         )
         await expect(page.locator("#plot canvas")).to_be_visible()
         await expect(page.locator("#events li").first).to_be_visible()
