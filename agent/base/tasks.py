@@ -119,6 +119,28 @@ async def in_own_thread(work: Callable[[], A]) -> A:
     return await done
 
 
+async def readable(fd: int) -> None:
+    """Wait until there is something to read, or the other end is closed."""
+    loop = asyncio.get_running_loop()
+    await _ready(fd, loop.add_reader, loop.remove_reader)
+
+
+async def writable(fd: int) -> None:
+    """Wait until there is room, or nobody to read."""
+    loop = asyncio.get_running_loop()
+    await _ready(fd, loop.add_writer, loop.remove_writer)
+
+
+async def _ready(fd: int, add: Callable[[int, Callable[[], None]], None], remove: Callable[[int], bool]) -> None:
+    # For the wait alone: it is told again and again while nobody does anything about it.
+    ready = asyncio.Event()
+    add(fd, ready.set)
+    try:
+        await ready.wait()
+    finally:
+        remove(fd)
+
+
 async def until_it_works(what: str, work: Callable[[], Awaitable[A]], pause: float) -> A:
     """Try for ever: for what must neither be left out nor left half done. Why it fails is logged once, each reason."""
     failing = Failing(what)

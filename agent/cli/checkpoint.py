@@ -19,7 +19,7 @@ from typing import Any
 from agent.base import config
 from agent.base.durable import publish
 from agent.base.errors import Refused, StepFailed, from_wire
-from agent.base.tasks import in_own_thread
+from agent.base.tasks import in_own_thread, readable, writable
 from agent.cli import finding
 from agent.cli.controller import Controller, checked
 from agent.cli.listing import known
@@ -308,22 +308,16 @@ def _write_all(fd: int, data: bytes) -> None:
 
 
 async def _chunks(fd: int) -> AsyncIterator[bytes]:
-    loop, ready = asyncio.get_running_loop(), asyncio.Event()
-    loop.add_reader(fd, ready.set)
-    try:
-        while True:
-            try:
-                chunk = os.read(fd, CHUNK)
-            except BlockingIOError:
-                ready.clear()
-                await ready.wait()
-                continue
-            if not chunk:
-                return
-            yield chunk
-            await asyncio.sleep(0)
-    finally:
-        loop.remove_reader(fd)
+    while True:
+        try:
+            chunk = os.read(fd, CHUNK)
+        except BlockingIOError:
+            await readable(fd)
+            continue
+        if not chunk:
+            return
+        yield chunk
+        await asyncio.sleep(0)
 
 
 async def _given(controller: Controller, host: str, command: Command, pipe: Path, archive: str) -> Reply:
@@ -340,8 +334,6 @@ async def _given(controller: Controller, host: str, command: Command, pipe: Path
 
 
 async def _give(source: int, data: int) -> None:
-    loop, ready = asyncio.get_running_loop(), asyncio.Event()
-    loop.add_writer(data, ready.set)
     try:
         while chunk := await in_own_thread(partial(os.read, source, CHUNK)):
             left = memoryview(chunk)
@@ -349,10 +341,8 @@ async def _give(source: int, data: int) -> None:
                 try:
                     left = left[os.write(data, left) :]
                 except BlockingIOError:
-                    ready.clear()
-                    await ready.wait()
+                    await writable(data)
     except OSError as error:
         raise StepFailed(f"the archive can't be read: {error.strerror}") from error
     finally:
-        loop.remove_writer(data)
         os.close(data)

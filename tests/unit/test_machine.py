@@ -17,7 +17,7 @@ from agent.migration.run import Run
 from protocol.peer import DecisionKind
 from protocol.status import ENDED, Phase
 
-LEGAL = [(role, here, there) for role in Role for here, after in MOVES[role].items() for there in after]
+LEGAL = [(role, here, there) for role in Role for here, after in MOVES[role].items() for there in sorted(after)]
 RESOLVED = [(role, here, there) for (role, here), words in RESOLUTIONS.items() for there in words.values()]
 ILLEGAL = [
     (role, here, there) for role in Role for here in Phase for there in Phase if (role, here, there) not in LEGAL
