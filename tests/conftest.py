@@ -1,0 +1,10 @@
+"""What a worker of pytest-xdist has to know before anything is imported."""
+
+import os
+
+if worker := os.environ.get("PYTEST_XDIST_WORKER"):
+    # Labs of its own, beside those of the other workers; the lab reads the prefix once.
+    os.environ["TRANSSHIP_LAB_PREFIX"] = os.environ.get("TRANSSHIP_LAB_PREFIX", "tsl") + worker.removeprefix("gw")
+    # It is given the size of a terminal that it does not have.
+    for name in ("COLUMNS", "LINES"):
+        os.environ.pop(name, None)
