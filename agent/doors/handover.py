@@ -37,7 +37,7 @@ pid=${state#*\\"pid\\":}
 pid=${pid%%[,\\}]*}
 # on the host's own network nothing is to be set
 [ /proc/self/ns/net -ef /proc/"$pid"/ns/net ] && exit 0
-exec nsenter --net=/proc/"$pid"/ns/net /bin/sh -e "$1"
+exec nsenter --net=/proc/"$pid"/ns/net /bin/sh -e "$1" "$pid"
 """
 
 FIRST = """\
@@ -46,8 +46,15 @@ ip -batch {folder}/{addresses}
 # a socket may be bound to an address that is not there yet, or not any more (identity.bind_as_usual)
 printf 1 >/proc/sys/net/ipv4/ip_nonlocal_bind
 . {folder}/{sysctls}
+# from here on dockerd may attach the network; read-write, since nobody may be there to read
+echo "$1" 1<>{folder}/{made}
 """
-FILES = {"lock": handover.LOCK, "addresses": handover.ADDRESSES, "sysctls": handover.SYSCTLS}
+FILES = {
+    "lock": handover.LOCK,
+    "addresses": handover.ADDRESSES,
+    "sysctls": handover.SYSCTLS,
+    "made": handover.MADE,
+}
 WRAPPER = {"passed": handover.PASSED, "there": handover.THERE}
 FIFOS = {"release": handover.RELEASE, "held": handover.HELD, "run": handover.RUN}
 
@@ -138,7 +145,7 @@ class HandOver:
         """
         self.path.mkdir(parents=True, mode=0o700, exist_ok=True)
         self.path.parent.chmod(0o700)
-        for name in (handover.GO, handover.EVENTS, handover.HELD, handover.RELEASE, handover.THERE):
+        for name in (handover.GO, handover.EVENTS, handover.MADE, handover.HELD, handover.RELEASE, handover.THERE):
             with contextlib.suppress(FileExistsError):
                 os.mkfifo(self.path / name, 0o600)
         self.work.mkdir(exist_ok=True, mode=0o700)

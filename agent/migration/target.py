@@ -20,7 +20,7 @@ from agent.base.tasks import both
 from agent.checkpoint import freezer, images, proc
 from agent.checkpoint.criu import CriuOptions
 from agent.checkpoint.diagnosis import restore_failed
-from agent.doors.handover import HandOver, StagedInfo
+from agent.doors.handover import HandOver, RestoreResult, StagedInfo
 from agent.doors.peer_server import Stream
 from agent.migration import admission, arrival, belongings, creating, fitting, held, restarting
 from agent.migration.following import Following
@@ -184,12 +184,8 @@ class Target:
         await self.following.ask()
         self._hand_over.say(handover.RESTORE)
         await self._restored()
-        await self._taken_over()
         result = self._hand_over.result()
-        arrival.prove(manifest, self._hand_over.images, result)
-        group = freezer.cgroup_of(result.pid)
-        await freezer.freeze(group, self._host.settings.deadlines.freeze)
-        await self.following.guard(group)
+        await both(self._taken_over(), self._proved(manifest, result))
         early = self._staged is not None and self._staged.network_attached_early
         wanted = (fitting.host_config(self.offer.create).get("Sysctls") or {}).get("net.ipv4.ip_nonlocal_bind", "")
         await both(
@@ -202,6 +198,13 @@ class Target:
             restore_ms=round((result.ended - result.began) * 1000, 3),
             phases=tuple(self.run.phases),
         )
+
+    async def _proved(self, manifest: Manifest, result: RestoreResult) -> None:
+        """It was a restore, and what is restored can't run by an accident of CRIU's either."""
+        arrival.prove(manifest, self._hand_over_again().images, result)
+        group = freezer.cgroup_of(result.pid)
+        await freezer.freeze(group, self._host.settings.deadlines.freeze)
+        await self.following.guard(group)
 
     async def _taken_over(self) -> None:
         """From here on dockerd has the container, whatever becomes of this agent."""

@@ -13,6 +13,13 @@ from agent.network.namespace import within
 
 _ONE_AT_A_TIME = threading.Lock()
 """The library has state that all its contexts share."""
+FREE_AFTER_SECONDS = 1.0
+"""The rules hold when the transaction is sent. Closing the socket takes 10 ms and more: the kernel sees to all
+that transactions threw away first (nf_tables_api.c: nf_tables_rcv_nl_event). So it is done later, when no blackout
+waits for it; for as long the namespace is kept.
+"""
+_finished: list[int] = []
+"""Contexts to be freed."""
 
 
 @functools.cache
@@ -64,4 +71,17 @@ def _run(rules: str) -> str | None:
                 return None
             return (library.nft_ctx_get_error_buffer(context) or b"").decode(errors="replace")
         finally:
+            if not _finished:
+                later = threading.Timer(FREE_AFTER_SECONDS, _free)
+                later.daemon = True  # what is open at the end of this process is closed by that
+                later.start()
+            _finished.append(context)
+
+
+def _free() -> None:
+    library = _library()
+    assert library is not None
+    with _ONE_AT_A_TIME:
+        for context in _finished:
             library.nft_ctx_free(context)
+        _finished.clear()

@@ -14,6 +14,10 @@
     go              fifo, agent -> runtime     one word: `restore` or `discard`
     events          fifo, runtime -> agent     one line an event: staged, printed, held, failed
     staged.json     runtime -> agent    root file system and bundle; there once the runtime waits
+    made            fifo, hook -> runtime      one line: the first process, whose network namespace is locked
+    held            fifo, CRIU -> runtime      one line: the first process, when every task is restored and held
+    restoring       locked by the runtime for as long as a restore is under way that `create` has not waited for
+    restored        runtime -> `start`         there once the tasks are held
     result.json     runtime -> agent    how the restore ended, with times
     images/         tmpfs, CRIU's images
     work/           CRIU's logs and statistics
@@ -32,7 +36,10 @@ ADDRESSES = "addresses"
 SYSCTLS = "sysctls"
 GO = "go"
 EVENTS = "events"
+MADE = "made"
 HELD = "held"
+RESTORING = "restoring"
+RESTORED = "restored"
 BIN = "bin"
 THERE = "images-there"
 PASSED = "passed"

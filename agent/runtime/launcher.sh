@@ -13,7 +13,11 @@ if [ -n "$id" ] && [ -f "$handover/plan.json" ]; then
             exec @PYTHON@ -I -S @RUNTIME@/restore.py "$@" ;;
         start)
             # restored by `create`, every task stopped; the agent lets them go by the source's decision, not dockerd
-            [ -f "$handover/result.json" ] && exit 0 ;;
+            if [ -f "$handover/restoring" ]; then
+                flock "$handover/restoring" true # for as long as it is still under way
+                [ -f "$handover/restored" ] || { echo "transship: the restore failed" >&2; exit 1; }
+            fi
+            [ -f "$handover/restored" ] && exit 0 ;;
         exec)
             # a probe of its health, most likely: while the copy is held it could only fail, and would count
             while [ -f "$handover/plan.json" ]; do sleep 0.05; done ;;

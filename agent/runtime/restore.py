@@ -3,10 +3,12 @@
 Started by launcher.sh while the container still runs at the source. By the time the agent says `restore`, everything
 is loaded, the bundle is amended, and runc waits where it first needs CRIU: the blackout sees CRIU's start and no other.
 
-It does not wait for runc's end. CRIU holds the restored tasks (hold.sh); from then on dockerd may have the container:
-Docker 28 attaches its network only after `create`. runc goes on in the background, and ends when the tasks run.
+It does not wait for runc's end. CRIU holds the restored tasks (hold.sh), and runc goes on in the background until the
+tasks run. Nor does it wait for the hold on Docker 28, which attaches the network only after `create`, and can do that
+beside the restore: there it returns when the network namespace is there and locked, and `start` waits for the hold.
 """
 
+import fcntl
 import json
 import os
 import re
@@ -224,27 +226,77 @@ def main(argv: list[str]) -> int:
         runc.wait()
         print("transship: the migration was taken back", file=sys.stderr)
         return 1
-    began = time.time()
+    restoring = Restoring(folder, runc, option(flags, "--pid-file"), time.time())
     print_again(folder)
     put(f"{folder}/{handover.PASSED}", "")
     os.write(there, b"there\n")
-    pid = wait_until_held(folder, runc)
-    code = 0 if pid else runc.wait()
-    result = {"code": code, "pid": pid, "runc": runc.pid, "began": began, "ended": time.time()}
-    if pid:
-        with open(option(flags, "--pid-file"), "w") as file:  # noqa: PTH123
+    return restoring.to_the_end() if early else restoring.to_the_namespaces()
+
+
+class Restoring:
+    """A restore under way, and how long `create` takes part in it."""
+
+    def __init__(self, folder: str, runc: "subprocess.Popen[bytes]", pid_file: str, began: float) -> None:
+        self._folder = folder
+        self._runc = runc
+        self._pid_file = pid_file
+        self._began = began
+        self._ended = os.pidfd_open(runc.pid)
+        # opened here, before anybody can write: a fifo that nobody has open forgets
+        self._made, self._held = (
+            os.open(f"{folder}/{fifo}", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+            for fifo in (handover.MADE, handover.HELD)
+        )
+
+    def to_the_end(self) -> int:
+        """Wait until CRIU holds the tasks, or runc has failed; the exit code of `create`."""
+        pid = first_word(self._held, self._ended)
+        if pid:
+            self._write_pid(pid)
+        self._say(pid)
+        return 0 if pid else 1
+
+    def to_the_namespaces(self) -> int:
+        """Wait until the network namespace is there and locked, and leave the rest to a child; as `to_the_end`."""
+        # by the open file, so that it ends with the child, however that ends; `start` waits for it
+        lock = os.open(f"{self._folder}/{handover.RESTORING}", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                code = self.to_the_end()
+            finally:
+                os._exit(code)
+        replace(self._folder, pid=child)
+        pid = first_word(self._made, os.pidfd_open(child))
+        if not pid:  # on the host's own network nothing is made; or it has failed before that
+            return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        self._write_pid(pid)
+        return 0
+
+    def _write_pid(self, pid: int) -> None:
+        with open(self._pid_file, "w") as file:  # noqa: PTH123
             file.write(str(pid))
-    write(f"{folder}/{handover.RESULT}", result)
-    tell(folder, "held" if pid else "failed")
-    return code
+
+    def _say(self, pid: int) -> None:
+        result = {"code": 0 if pid else 1, "pid": pid, "runc": self._runc.pid}
+        write(f"{self._folder}/{handover.RESULT}", {**result, "began": self._began, "ended": time.time()})
+        if pid:
+            put(f"{self._folder}/{handover.RESTORED}", "")
+        tell(self._folder, "held" if pid else "failed")
 
 
-def wait_until_held(folder: str, runc: "subprocess.Popen[bytes]") -> int:
-    """The container's first process, as soon as CRIU holds it; 0 if runc has ended without that."""
-    fifo = os.open(f"{folder}/{handover.HELD}", os.O_RDWR | os.O_NONBLOCK)
-    ended = os.pidfd_open(runc.pid)
+def first_word(fifo: int, ended: int) -> int:
+    """A process id from the fifo; 0 if what would have written it has ended without that."""
     ready, _, _ = select.select([fifo, ended], [], [])
     return int(os.read(fifo, 64)) if fifo in ready else 0
+
+
+def replace(folder: str, **changed: int) -> None:
+    """Write what is staged again, with something changed."""
+    with open(f"{folder}/{handover.STAGED}") as file:  # noqa: PTH123
+        write(f"{folder}/{handover.STAGED}", {**json.load(file), **changed})
 
 
 if __name__ == "__main__":

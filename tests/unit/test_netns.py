@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import os
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -45,6 +46,21 @@ async def test_it_locks_and_unlocks_there_and_nowhere_else(pid: int, caplog: pyt
     await lock.unlock(shell, pid)
     assert not await lock.is_locked(shell, pid)
     await lock.unlock(shell, pid)
+
+
+async def test_the_namespace_is_let_go_afterwards(pid: int) -> None:
+    def sockets() -> int:
+        return sum("socket:" in os.readlink(f"/proc/self/fd/{fd}") for fd in listed())
+
+    def listed() -> list[str]:
+        return [fd for fd in os.listdir("/proc/self/fd") if os.path.lexists(f"/proc/self/fd/{fd}")]
+
+    before = sockets()
+    for _ in range(5):
+        await lock.lock(Shell(), pid)
+    async with asyncio.timeout(10 * nft.FREE_AFTER_SECONDS):
+        while sockets() > before:
+            await asyncio.sleep(0.05)
 
 
 async def test_what_nft_would_say_is_the_error(pid: int) -> None:
