@@ -33,6 +33,14 @@ class Strategy(StrEnum):
     POSTCOPY = "postcopy"  # run at the target at once; memory follows on demand and in the background
 
 
+class Compress(StrEnum):
+    """Whether what a move sends is packed."""
+
+    AUTO = "auto"  # where the link is slower than the processor, by a sample of the memory
+    ZSTD = "zstd"
+    NONE = "none"
+
+
 class TcpPolicy(StrEnum):
     """What becomes of established TCP connections."""
 
@@ -79,6 +87,7 @@ class Migrate(_Command):
     """Whether `auto` may choose it: a source that dies for good in its middle takes the container with it."""
     bandwidth: int | None = Field(default=None, gt=0)
     """Bytes a second at most, for what is sent while the container runs."""
+    compress: Compress = Compress.AUTO
 
 
 class Cancel(_Command):

@@ -11,9 +11,8 @@ import zlib
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Literal, ParamSpec, Protocol, TypeVar
 
-import zstandard
-
 from agent.archive import crypt
+from agent.base import zstd
 from agent.base.errors import CorruptPart, Refused, StepTimeout, TransferFailed
 from agent.base.tasks import to_the_end
 from protocol.errors import ErrorCode
@@ -51,7 +50,7 @@ class _Plain:
 def _compressor(kind: Compression) -> _Compressor:
     match kind:
         case "zstd":
-            return zstandard.ZstdCompressor(level=ZSTD_LEVEL, write_checksum=True).compressobj()
+            return zstd.compressor(ZSTD_LEVEL)
         case "gzip":
             return zlib.compressobj(6, zlib.DEFLATED, GZIP)
         case "none":
@@ -196,7 +195,7 @@ def _inflated(chunk: Callable[[], bytes]) -> Iterator[bytes]:
     while len(first) < len(ZSTD_MAGIC) and (more := chunk()):
         first += more
     if first.startswith(ZSTD_MAGIC):
-        yield from _unpacked(first, chunk, zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW).decompressobj())
+        yield from _unpacked(first, chunk, zstd.decompressor(ZSTD_WINDOW))
     elif first.startswith(GZIP_MAGIC):
         yield from _unpacked(first, chunk, zlib.decompressobj(GZIP))
     else:
@@ -223,7 +222,7 @@ def _unpacked(first: bytes, chunk: Callable[[], bytes], inflater: _Decompressor)
                 raise CorruptPart("there is something behind the archive's end")
             try:
                 plain = inflater.decompress(data[at : at + BITE])
-            except (zstandard.ZstdError, zlib.error) as error:
+            except (zstd.ZstdError, zlib.error) as error:
                 raise CorruptPart(f"the archive can't be decompressed: {error}") from None
             for start in range(0, len(plain), CHUNK):
                 yield plain[start : start + CHUNK]

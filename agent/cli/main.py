@@ -77,6 +77,9 @@ def top(context: typer.Context, as_json: Json = False) -> None:
 AllowPostcopy = Annotated[
     bool, typer.Option("--allow-postcopy", help="Let `auto` choose it where nothing safer keeps to --max-blackout.")
 ]
+Compress = Annotated[
+    str, typer.Option(metavar="auto|zstd|none", help="Pack what is sent; auto: where the link is the slower.")
+]
 Bandwidth = Annotated[
     str, typer.Option(metavar="RATE", help="Bytes a second at most while it runs, like 20M; `limit` changes it.")
 ]
@@ -115,6 +118,7 @@ def migrate(
     ] = None,
     allow_postcopy: AllowPostcopy = False,
     bandwidth: Bandwidth = "none",
+    compress: Compress = "auto",
     detach: Annotated[bool, typer.Option("--detach", "-d", help="Do not wait for the end.")] = False,
     timeout: Annotated[
         float | None, typer.Option(metavar="SECONDS", min=0, help="Wait no longer; the move itself goes on.")
@@ -137,6 +141,7 @@ def migrate(
         keep_source=keep_source,
         max_blackout_ms=max_blackout,
         bandwidth=bandwidth,
+        compress=compress,
         allow_postcopy=allow_postcopy,
         detach=detach,
         timeout=timeout,

@@ -30,6 +30,7 @@ class Wanted:
     source: str | None = None
     strategy: str = "auto"
     bandwidth: str = "none"
+    compress: str = "auto"
     allow_postcopy: bool = False
     tcp: str = "auto"
     execs: str = "refuse"
@@ -106,6 +107,7 @@ def _command(wanted: Wanted, name: str) -> Migrate:
         max_blackout_ms=wanted.max_blackout_ms,
         allow_postcopy=wanted.allow_postcopy,
         bandwidth=bytes_a_second(wanted.bandwidth),
+        compress=wanted.compress,
     )
 
 

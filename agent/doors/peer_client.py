@@ -8,7 +8,7 @@ import json
 import logging
 import socket
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Self, TypeVar
 
@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from agent.base.config import Deadlines, PeerLink
 from agent.base.errors import Refused, TransferFailed, from_wire
 from agent.base.tasks import all_of
+from agent.doors.packing import ENCODING, ZSTD, Packed, packed
 from agent.doors.pages import HEARTBEAT_SECONDS, LARGEST_MESSAGE
 from agent.doors.peer_server import Stream
 from agent.doors.tls import ClientTls, watch_for_death
@@ -49,6 +50,8 @@ PROBE_CHUNKS = 64
 PARALLEL = 4
 """Streams at once while the container is frozen: images, writable layer, log, and mostly one volume."""
 
+_NONE: Mapping[str, str] = {}
+
 
 class PeerClient:
     """One peer, known by name; `url` says at each request where it is now, or nothing while that is not known."""
@@ -67,6 +70,9 @@ class PeerClient:
         self._last_base = ""
         self.answer: Answer | None = None
         """To the offer."""
+        self.packs = False
+        """Whether parts are packed on their way."""
+        self.packed = Packed()
 
     async def __aenter__(self) -> Self:
         return self
@@ -202,7 +208,12 @@ class PeerClient:
         """
         stream = Stream(chunks)
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=self._deadlines.connect, sock_read=None)
-        got = _parse(SentPart, await self._request("PUT", migration, what, stream, timeout))
+        if self.packs:
+            body, encoding = packed(aiter(stream), self.packed), {ENCODING: ZSTD}
+            answer = await self._request("PUT", migration, what, body, timeout, encoding)
+        else:
+            answer = await self._request("PUT", migration, what, stream, timeout)
+        got = _parse(SentPart, answer)
         mine = stream.part(name)
         if got != mine:
             raise TransferFailed(f"{name} arrived changed: {got.bytes} of {mine.bytes} bytes, or another hash")
@@ -220,7 +231,13 @@ class PeerClient:
         return self._last_base
 
     async def _request(
-        self, method: str, migration: str, what: str, data: Any, timeout: aiohttp.ClientTimeout
+        self,
+        method: str,
+        migration: str,
+        what: str,
+        data: Any,
+        timeout: aiohttp.ClientTimeout,
+        headers: Mapping[str, str] = _NONE,
     ) -> bytes:
         base = self._base()
         url = f"{base}/v1/migrations/{migration}{what}"
@@ -228,7 +245,7 @@ class PeerClient:
         began = time.monotonic()
         try:
             async with self._open_session().request(
-                method, url, data=data, timeout=timeout, server_hostname=self.name
+                method, url, data=data, timeout=timeout, headers=headers, server_hostname=self.name
             ) as response:
                 body = await response.read()
         except aiohttp.ClientConnectorCertificateError as error:

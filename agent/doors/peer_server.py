@@ -16,6 +16,7 @@ from agent.base import tracing
 from agent.base.config import PeerLink
 from agent.base.errors import AgentError, CorruptPart, Refused, TransferFailed
 from agent.doors import pages
+from agent.doors.packing import ENCODING, ZSTD, unpacked
 from agent.doors.tls import ServerTls, watch_for_death
 from protocol.base import WireModel
 from protocol.errors import Consequence, ErrorCode, ErrorInfo
@@ -309,7 +310,11 @@ def _stream(request: web.Request) -> Stream:
         except Exception as error:
             raise CorruptPart(f"the stream from the peer broke: {error or type(error).__name__}") from error
 
-    return Stream(chunks())
+    if (encoding := request.headers.get(ENCODING)) is None:
+        return Stream(chunks())
+    if encoding != ZSTD:
+        raise Refused(ErrorCode.BAD_COMMAND, f"a part is packed in a way that is not known here: {encoding[:20]}")
+    return Stream(unpacked(chunks()))
 
 
 def _answer(model: WireModel) -> web.Response:

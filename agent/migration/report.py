@@ -7,6 +7,9 @@ from agent.migration.run import Run
 from protocol.errors import ErrorInfo
 from protocol.status import MigrationReport, MigrationStatus
 
+MEMORY = ("images", "pages")
+"""What the parts that hold memory are called, or begin with."""
+
 
 def report(run: Run) -> MigrationReport:
     """What is known so far; complete once the run has ended."""
@@ -23,7 +26,12 @@ def report(run: Run) -> MigrationReport:
         restore_ms=figure.get("restore_ms"),
         network_ms=figure.get("network_ms"),
         pages_ms=figure.get("pages_ms"),
-        wire_bytes=run.bytes_sent,
+        wire_bytes=run.wire_bytes,
+        memory_bytes=_sent(run, memory=True, frozen=False),
+        frozen_memory_bytes=_sent(run, memory=True, frozen=True),
+        file_bytes=_sent(run, memory=False, frozen=False),
+        frozen_file_bytes=_sent(run, memory=False, frozen=True),
+        packing=run.packs.reason,
         cpu_s=round(run.cpu_seconds(), 3),
         target_cpu_s=round(run.figures.get("target_cpu_s", 0), 3),
         strategy=run.strategy,
@@ -31,6 +39,12 @@ def report(run: Run) -> MigrationReport:
         tcp=str(run.record.get("offer", {}).get("tcp", "")),
         notes=tuple(run.notes),
     )
+
+
+def _sent(run: Run, *, memory: bool, frozen: bool) -> int:
+    """Bytes of the parts of a kind."""
+    parts = (part for part in run.parts if part.frozen == frozen)
+    return sum(part.bytes for part in parts if part.name.startswith(MEMORY) == memory)
 
 
 def status(run: Run, source: str, sequence: int, error: ErrorInfo | None = None) -> MigrationStatus:

@@ -9,9 +9,11 @@ from typing import Any
 
 from agent.base.pace import Pace
 from agent.base.tasks import to_the_end, until_it_works
+from agent.doors.packing import Packed
 from agent.migration import machine
 from agent.migration.journal import Entry, Journal
 from agent.migration.machine import Role
+from agent.migration.packing import Packs
 from protocol.errors import ErrorInfo
 from protocol.status import Part, Phase, PhaseTime
 
@@ -61,6 +63,9 @@ class Run:
         """Somebody has ended the container on purpose meanwhile; then nobody else starts it again."""
         self.strategy = ""
         self.reason = ""
+        self.packs = Packs()
+        self.packed = Packed()
+        """What the peer link has packed so far."""
         self.part = ""
         self.bytes_sent = 0
         self.bytes_total: int | None = None
@@ -160,11 +165,12 @@ class Run:
             except Exception:
                 log.exception("%s: its status could not be published", self.id)
 
-    async def pace(self, count: int) -> None:
-        """Wait until as many bytes may be sent."""
+    async def pace(self, count: int, *, packed: bool = False) -> None:
+        """Wait until as many bytes may be sent; `packed`: of a part, which may be fewer on the wire."""
         if self.phase in PACED:
-            await self._together.take(count)
-            await self.bandwidth.take(count)
+            on_the_wire = int(count / self.packs.ratio) if packed else count
+            await self._together.take(on_the_wire)
+            await self.bandwidth.take(on_the_wire)
 
     def sending(self, part: str) -> None:
         self.part = part
@@ -180,6 +186,11 @@ class Run:
         self._marks.append((now, self.bytes_sent))
         while self._marks and now - self._marks[0][0] > RATE_SECONDS:
             self._marks.pop(0)
+
+    @property
+    def wire_bytes(self) -> int:
+        """What of `bytes_sent` went over the link, when it was packed."""
+        return self.bytes_sent - self.packed.raw + self.packed.packed
 
     def rate(self) -> float:
         """Bytes a second over about the last second."""

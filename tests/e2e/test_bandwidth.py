@@ -5,10 +5,11 @@ from datetime import timedelta
 import pytest
 
 from lab.cluster import Cluster
+from lab.workloads import run_counter
 from protocol.commands import Limit, ReplyKind
 from protocol.status import ENDED, Phase
 from tests.e2e.keeper import keeper, names, remembers
-from tests.e2e.support import clean, done
+from tests.e2e.support import clean, counts_on, done
 
 A, B = "a26", "b28"
 SLOW = 2 << 20
@@ -48,3 +49,30 @@ async def test_a_move_keeps_to_a_limit_until_that_is_lifted(moves: Cluster, whos
         assert end.report.total_ms < 40_000
         await remembers(moves[B], name, digest)
         await clean(moves, A, B)
+
+
+@pytest.mark.parametrize("compress", ["auto", "none"])
+async def test_what_packs_well_is_packed_for_a_slow_link(moves: Cluster, compress: str) -> None:
+    """The counter's memory is nearly all zeros."""
+    name = "packed"
+    run_counter(moves[A], name, mib=32)
+    try:
+        await counts_on(moves[A], name)
+        moves.lab.slow(B, "200mbit")
+        moved = await moves.migrate(name, A, B, strategy="cold", compress=compress)
+        moves.lab.heal(B)
+        assert moved.error is None
+        assert moved.report is not None
+        assert moved.report.frozen_memory_bytes > 32 << 20
+        if compress == "auto":
+            assert moved.report.packing.startswith("zstd: a sample packs")
+            assert moved.report.wire_bytes < moved.report.frozen_memory_bytes / 4
+        else:
+            assert moved.report.packing == "not packed, as asked"
+            assert moved.report.wire_bytes > moved.report.frozen_memory_bytes
+        await counts_on(moves[B], name)
+    finally:
+        moves.lab.heal(B)
+        for host in (A, B):
+            moves[host].docker("rm", "-f", name, check=False)
+    await clean(moves, A, B)

@@ -33,7 +33,7 @@ LIBRARIES = {
     "prometheus_client": "agent/metrics",
     "sqlite3": "agent/migration/journal",
     "cryptography": ("agent/base/pki", "agent/archive/crypt"),
-    "zstandard": "agent/archive/pipeline",
+    "zstandard": "agent/base/zstd",
     "uvloop": "agent/daemon",
     "typer": "agent/cli",
     "rich": "agent/cli",

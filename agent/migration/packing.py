@@ -1,0 +1,40 @@
+"""Whether what a move sends is packed: by how fast the link was, and how a sample of the container's memory packs."""
+
+import asyncio
+from dataclasses import dataclass
+
+from agent.checkpoint import sample
+from agent.doors.packing import Tried, try_out
+from protocol.commands import Compress, Migrate
+
+GAIN = 1.2
+"""By so much it has to be faster: the processor has other things to do in a blackout."""
+LEAST = 256 << 10
+"""Less of a sample says nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Packs:
+    """What was decided, and the bytes of the container a second that get across with it."""
+
+    packs: bool = False
+    rate: float = 0.0
+    ratio: float = 1.0
+    """Bytes of the container to one on the wire."""
+    reason: str = ""
+
+
+async def decide(request: Migrate, link_rate: float, pids: list[int]) -> Packs:
+    """Try a sample of the memory, where that can change anything."""
+    rate = min(link_rate, request.bandwidth or link_rate)
+    if request.compress is Compress.NONE:
+        return Packs(False, link_rate, 1.0, "not packed, as asked")
+    taken = await asyncio.to_thread(sample.memory, pids)
+    tried = await asyncio.to_thread(try_out, taken) if len(taken) >= LEAST else Tried(0.0, 1.0)
+    packed_rate = min(tried.rate, rate * tried.ratio)
+    figures = f"a sample packs {tried.ratio:.1f} to 1 at {tried.rate / (1 << 20):.0f} MiB/s"
+    if request.compress is Compress.ZSTD:
+        return Packs(True, packed_rate or link_rate, tried.ratio, f"zstd, as asked: {figures}")
+    if packed_rate > rate * GAIN:
+        return Packs(True, packed_rate, tried.ratio, f"zstd: {figures}")
+    return Packs(False, link_rate, 1.0, f"not packed: {figures}" if tried.rate else "not packed: too little memory")
