@@ -77,6 +77,9 @@ def top(context: typer.Context, as_json: Json = False) -> None:
 AllowPostcopy = Annotated[
     bool, typer.Option("--allow-postcopy", help="Let `auto` choose it where nothing safer keeps to --max-blackout.")
 ]
+Patience = Annotated[
+    float | None, typer.Option(metavar="SECONDS", min=0, help="Wait no longer; the move itself goes on.")
+]
 Compress = Annotated[
     str, typer.Option(metavar="auto|zstd|none", help="Pack what is sent; auto: where the link is the slower.")
 ]
@@ -120,9 +123,7 @@ def migrate(
     bandwidth: Bandwidth = "none",
     compress: Compress = "auto",
     detach: Annotated[bool, typer.Option("--detach", "-d", help="Do not wait for the end.")] = False,
-    timeout: Annotated[
-        float | None, typer.Option(metavar="SECONDS", min=0, help="Wait no longer; the move itself goes on.")
-    ] = None,
+    timeout: Patience = None,
     as_json: Json = False,
 ) -> None:
     """Move a running container to another host.
