@@ -24,7 +24,7 @@ class Packs:
     reason: str = ""
 
 
-async def decide(request: Migrate, link_rate: float, pids: list[int]) -> Packs:
+async def choose(request: Migrate, link_rate: float, pids: list[int]) -> Packs:
     """Try a sample of the memory, where that can change anything."""
     rate = min(link_rate, request.bandwidth or link_rate)
     if request.compress is Compress.NONE:

@@ -205,7 +205,7 @@ class Sources:
         subject = await preflight.examine(self._host, request, run.id)
         async with self._peers(request.to) as peer:
             link = await peer.probe(run.id)
-            packs = await packing.decide(request, link.rate, subject.cgroup.tasks())
+            packs = await packing.choose(request, link.rate, subject.cgroup.tasks())
             peer.packs, run.packs, run.packed = packs.packs, packs, peer.packed
             choice = choosing.choose(request, subject.memory_bytes, link.model_copy(update={"rate": packs.rate}))
             run.strategy, run.reason, run.figures["predicted_ms"] = choice.strategy, choice.reason, choice.predicted_ms

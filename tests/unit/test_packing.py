@@ -14,7 +14,7 @@ from agent.base import zstd
 from agent.base.errors import CorruptPart
 from agent.checkpoint import sample
 from agent.doors.packing import FRAME, LENGTH, Packed, packed, try_out, unpacked
-from agent.migration.packing import decide
+from agent.migration.packing import choose
 from protocol.commands import Migrate
 
 MIB = 1 << 20
@@ -115,7 +115,7 @@ def test_a_process_that_is_gone_has_no_sample() -> None:
 async def test_it_is_packed_where_that_is_faster(
     filled: tuple[str, int], link: float, compress: str, packs: bool
 ) -> None:
-    found = await decide(wanted(compress=compress), link, [filled[1]])
+    found = await choose(wanted(compress=compress), link, [filled[1]])
     assert found.packs is packs, found.reason
     assert ("as asked" in found.reason) is (compress != "auto")
     if compress == "auto":
@@ -125,7 +125,7 @@ async def test_it_is_packed_where_that_is_faster(
 
 @pytest.mark.parametrize("filled", ["text"], indirect=True)
 async def test_a_limit_of_bandwidth_makes_the_link_as_slow(filled: tuple[str, int]) -> None:
-    assert (await decide(wanted(bandwidth=1 << 20), FAST, [filled[1]])).packs
+    assert (await choose(wanted(bandwidth=1 << 20), FAST, [filled[1]])).packs
 
 
 def wanted(**fields: object) -> Migrate:
