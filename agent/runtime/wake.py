@@ -173,9 +173,11 @@ def wake(argv: list[str], folder: str, record: asleep.Json, config: asleep.Json,
         *("--work-path", f"{folder}/{handover.WORK}", *flags, container),
     ]
     # they keep the claim, too: as long as one of them is at work nobody takes it up again
+    held = os.open(f"{folder}/{handover.HELD}", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)  # before anybody can write
     runc = subprocess.Popen(command, start_new_session=True, pass_fds=(in_use,))
     release = os.open(f"{folder}/{handover.RELEASE}", os.O_RDWR | os.O_CLOEXEC)  # keeps the word until it is read
-    pid = restore.wait_until_held(folder, runc)
+    pid = restore.first_word(held, os.pidfd_open(runc.pid))
+    os.close(held)
     if not pid:
         code = runc.wait()
         raise NotAsItWas("restore-failed", f"CRIU could not restore it ({code}): {last_error(folder)}")
