@@ -4,7 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from agent.base.errors import Refused
+from agent.doors.peer_client import PeerClient
+from agent.migration import packing
 from agent.migration.run import Run
+from agent.migration.subject import Subject
 from agent.strategy import Strategy
 from agent.strategy.cold import Cold
 from agent.strategy.postcopy import PostCopy
@@ -69,6 +72,20 @@ def choose(request: Migrate, memory: int, link: Probed) -> Choice:
         f"a blackout of at most {limit} ms can't be kept to: {', '.join(too_long)} ({at})",
         hint=hint,
     )
+
+
+async def find_way(run: Run, request: Migrate, subject: Subject, peer: PeerClient) -> None:
+    """Measure the link, and note in the run by which strategy the memory goes, and whether what is sent is packed.
+
+    Raises:
+        Refused: as `choose`.
+
+    """
+    link = await peer.probe(run.id)
+    packs = await packing.choose(request, link.rate, subject.cgroup.tasks())
+    peer.packs, run.packs, run.packed = packs.packs, packs, peer.packed
+    choice = choose(request, subject.memory_bytes, link.model_copy(update={"rate": packs.rate}))
+    run.strategy, run.reason, run.figures["predicted_ms"] = choice.strategy, choice.reason, choice.predicted_ms
 
 
 def strategy_of(run: Run) -> Strategy:

@@ -16,7 +16,7 @@ from agent.base.errors import AgentError, Cancelled, ContainerGone, Refused, Str
 from agent.base.tasks import beside, until_it_works
 from agent.doors.docker_model import Container
 from agent.doors.peer_client import PeerClient
-from agent.migration import choosing, leaving, machine, packing, preflight, restarting, source
+from agent.migration import choosing, leaving, machine, preflight, restarting, source
 from agent.migration.host import Host
 from agent.migration.journal import Entry
 from agent.migration.machine import ENDS, RESOLUTIONS, OnRestart, Role
@@ -204,11 +204,7 @@ class Sources:
     async def _story(self, run: Run, request: Migrate) -> None:
         subject = await preflight.examine(self._host, request, run.id)
         async with self._peers(request.to) as peer:
-            link = await peer.probe(run.id)
-            packs = await packing.choose(request, link.rate, subject.cgroup.tasks())
-            peer.packs, run.packs, run.packed = packs.packs, packs, peer.packed
-            choice = choosing.choose(request, subject.memory_bytes, link.model_copy(update={"rate": packs.rate}))
-            run.strategy, run.reason, run.figures["predicted_ms"] = choice.strategy, choice.reason, choice.predicted_ms
+            await choosing.find_way(run, request, subject, peer)
             subject = subject.going_by(run.strategy, run.record.get("home") or None)
             await run.note_down(**subject.to_record(), strategy=run.strategy)
             run.notes += subject.notes
