@@ -28,11 +28,18 @@ export class Moves {
     private readonly may: (host: string) => boolean | undefined,
   ) {
     addEventListener("resize", () => this.plot?.setSize(this.size()));
+    // its colours are read once
+    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
+      this.plot?.destroy();
+      this.plot = undefined;
+      this.plotted = "";
+      this.drawPlot(this.newest());
+    });
   }
 
   draw(): void {
     if (this.store.changedMigrations.size === 0) return;
-    const newest = [...this.store.migrations.values()].sort((a, b) => (a.started_at < b.started_at ? 1 : -1));
+    const newest = this.newest();
     const shown = newest.slice(0, SHOWN);
     const ids = new Set(shown.map((move) => move.id));
     for (const [id, row] of this.rows) {
@@ -48,6 +55,10 @@ export class Moves {
     });
     byId("no-moves").hidden = shown.length > 0;
     this.drawPlot(newest);
+  }
+
+  private newest(): MigrationStatus[] {
+    return [...this.store.migrations.values()].sort((a, b) => (a.started_at < b.started_at ? 1 : -1));
   }
 
   private add(id: string): Row {
