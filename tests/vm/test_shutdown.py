@@ -72,7 +72,10 @@ def test_a_host_is_powered_off_and_its_containers_go_on_after_the_boot(host: Ins
     kept = until_it_says_more(host, "keeper", 3)
     assert {line.split()[0] for line in kept} == {token}
     assert len({line.split()[0] for line in said(host, "left")}) == 2, "it has no label: it was started anew"
-    policy = "docker inspect -f '{{.HostConfig.RestartPolicy.Name}}' counter keeper"
-    assert host.run(["sh", "-c", policy]).stdout.split() == ["always", "no"]
-    assert host.run(["ls", "/var/lib/transship/hibernated"]).stdout.split() == ["poke", "said"]
+    # both a moment after the start
+    policy = "docker inspect -f '{{.HostConfig.RestartPolicy.Name}}' counter keeper; ls /var/lib/transship/hibernated"
+    end = time.monotonic() + 60
+    while (there := host.run(["sh", "-c", policy]).stdout.split()) != ["always", "no", "poke", "said"]:
+        assert time.monotonic() < end, there
+        time.sleep(0.5)
     assert "ready to go down" in host.journal()
