@@ -1,6 +1,5 @@
 """`transship adopt`, `hibernated`, `shutdown-notice`: containers that hibernate. The first two work on this host."""
 
-import asyncio
 import json
 import os
 import shutil
@@ -38,6 +37,8 @@ def adopt(
     from agent.cli.output import Out
 
     out = Out(as_json=as_json)
+    import asyncio
+
     local(out, lambda: asyncio.run(_adopt(out, container, stop_timeout, discard=discard_files, sure=sure)))
 
 

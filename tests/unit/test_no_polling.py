@@ -12,6 +12,7 @@ WAITS = {
     "agent/checkpoint/segments.py": "files that CRIU is writing",
     "agent/daemon.py": "systemd's watchdog",
     "agent/doors/handover.py": "the runtime's fifos",
+    "agent/doors/logind.py": "between two attempts at connecting",
     "agent/doors/mqtt.py": "between two attempts at connecting",
     "agent/inventory.py": "between two attempts at connecting",
     "agent/migration/files.py": "processes from outside that write into a frozen container's files",
@@ -24,6 +25,9 @@ WAITS = {
     "agent/network/quiet.py": "the kernel's queues of sockets",
     "agent/prework/container_log.py": "a log file that dockerd is writing",
     "agent/prework/printed.py": "pipes that dockerd is emptying",
+    "agent/shutdown/hibernate.py": "the end of processes from outside that it has killed",
+    "agent/shutdown/host_down.py": "tells systemd that it goes on; the health of what others depend on, at boot",
+    "agent/shutdown/sleepers.py": "the end of CRIU, and of a program that is stopped in its place",
     "agent/strategy/dump.py": "the end of CRIU",
     "agent/strategy/postcopy.py": "between two attempts at connecting",
     "agent/vault/bring.py": "asks the target; says that it is alive",
@@ -31,7 +35,10 @@ WAITS = {
 }
 ASKS = {"list", "find", "inspect", "running_execs", "networks", "network", "volume", "images", "memory"}
 """What may be asked of the door to dockerd."""
-ASKED_AGAIN = {"agent/vault/take.py": "the end of a container that it has just killed, for ten seconds at most"}
+ASKED_AGAIN = {
+    "agent/shutdown/host_down.py": "at boot, the health of a container that others depend on: its events may be over",
+    "agent/vault/take.py": "the end of a container that it has just killed, for ten seconds at most",
+}
 
 
 def trees() -> Iterator[tuple[str, ast.Module]]:
