@@ -16,7 +16,7 @@ from agent.migration.machine import Role
 from agent.migration.target import Target
 from agent.migration.targets import Targets
 from protocol.errors import ErrorCode
-from protocol.peer import Answer, DecisionKind, Manifest, Prepared
+from protocol.peer import Answer, DecisionKind, Manifest, Offer, Prepared
 from protocol.status import Phase
 from tests.unit import moves
 from tests.unit.moves import (
@@ -237,6 +237,27 @@ async def test_what_is_under_way_is_discarded_when_the_agent_stops(world: World)
     await target.run.enter(STAGED)
     await world.targets.close()
     assert await world.phase() is DISCARDED
+
+
+# --- what is promised ---
+
+
+async def test_what_was_promised_to_one_stands_against_the_next_until_it_has_ended(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    promised: list[list[str]] = []
+
+    async def examine(_: object, offer: Offer, others: list[Reserved], room: int) -> tuple[Answer, Reserved]:
+        promised.append(sorted(other.container for other in others))
+        return Answer(missing_layers=(), image_wanted=False, engine=ENGINE), Reserved(offer.container, 1 << 20, 1 << 20)
+
+    monkeypatch.setattr(admission, "examine", examine)
+    ids = {name: f"m-{number:016x}" for number, name in enumerate(("one", "two", "three"), 1)}
+    for name in ("one", "two"):
+        await world.targets.offer(SOURCE, moves.offer(migration=ids[name], container=name))
+    await world.targets.discard(SOURCE, ids["one"])
+    await world.targets.offer(SOURCE, moves.offer(migration=ids["three"], container="three"))
+    assert promised == [[], ["one"], ["two"]]
 
 
 # --- the lease ---

@@ -1,0 +1,166 @@
+"""`./scripts/chaos`: a seeded campaign of accidents on the lab."""
+
+import argparse
+import asyncio
+import json
+import sys
+import time
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+from lab import shell
+from lab.chaos import report
+from lab.chaos.campaign import Campaign, Seen
+from lab.chaos.crowd import Crowd, moved
+from lab.chaos.ground import A, B, Ground
+from lab.chaos.plan import plan
+from lab.chaos.recovery import recoveries
+from lab.roots import CHECKOUT
+
+NAME = "chaos"
+RUN_SECONDS = 240.0
+PAGE = CHECKOUT / "docs" / "reliability.md"
+
+
+def main() -> int:
+    options = _options()
+    shell.unwind_on_sigterm()
+    if options.write_page:
+        PAGE.write_text(report.markdown(report.together([json.loads(file.read_text()) for file in options.write_page])))
+        return 0
+    out = Outcome()
+    try:
+        asyncio.run(_campaign(options, out))
+    finally:
+        if out.rows or out.crowd:
+            _write(options, out)
+    rows, wrong = out.rows, [row for row in out.rows if row["violations"]]
+    if out.crowd:
+        wrong += [{"crowd": what} for what in out.crowd.wrong]
+    print(f"{len(rows)} runs, {len(wrong)} with a violation")
+    return 1 if wrong else 0
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="scripts/chaos", description=__doc__)
+    parser.add_argument("--runs", type=int, default=20, help="how many (default: 20)")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument(
+        "--first", type=int, default=0, metavar="RUN", help="the number of the first run: to do one again"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write how they came out there")
+    parser.add_argument("--until", metavar="HH:MM", help="begin no run after this time of day (UTC)")
+    parser.add_argument("--crowd", type=int, default=0, metavar="N", help="first move so many containers, 4 at a time")
+    parser.add_argument("--page", action="store_true", help="write docs/reliability.md")
+    parser.add_argument("--write-page", type=Path, nargs="+", metavar="FILE", help="write it from JSON files alone")
+    parser.add_argument(
+        "--logs", type=Path, metavar="FOLDER", help="keep the agents' logs of runs with a violation there"
+    )
+    return parser.parse_args()
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What there is to be written down, so far."""
+
+    rows: list[report.Row] = field(default_factory=list)
+    recoveries: list[dict[str, float]] = field(default_factory=list)
+    crowd: Crowd | None = None
+
+
+async def _campaign(options: argparse.Namespace, out: Outcome) -> None:
+    first, last = options.first, options.first + options.runs
+    ground: Ground | None = None
+    campaign: Campaign | None = None
+    try:
+        if options.crowd:
+            ground = await _ground()
+            out.crowd = await moved(ground.cluster, A, B, options.crowd, together=6, limit=4)
+            print(out.crowd, flush=True)
+        for number in range(first, last):
+            if options.until and f"{datetime.now(UTC):%H:%M}" >= options.until:
+                break
+            ground = ground or await _ground()
+            campaign = campaign or Campaign(ground, options.seed)
+            this = plan(options.seed, number)
+            ground.starts.clear()
+            try:
+                async with asyncio.timeout(RUN_SECONDS):
+                    seen = await campaign.run(this)
+            except Exception as error:  # the ground itself is broken: that is looked at, and another one made
+                seen = Seen(this)
+                seen.verdict.violations.append(f"the run broke off: {type(error).__name__}: {error}")
+            out.rows.append(report.row(seen))
+            _say(seen)
+            out.recoveries += recoveries(ground)
+            if seen.verdict.violations:
+                _keep_logs(options, ground, seen)
+            if any("broke off" in one or "left on" in one for one in seen.verdict.violations):
+                await _end(ground, campaign)
+                ground = campaign = None
+            if options.json and number % 10 == 9:
+                _write(options, out)
+    finally:
+        if ground is not None:
+            await _end(ground, campaign)
+
+
+async def _ground() -> Ground:
+    ground = await asyncio.to_thread(Ground.make, NAME)
+    await ground.open()
+    return ground
+
+
+async def _end(ground: Ground, campaign: Campaign | None) -> None:
+    try:
+        if campaign is not None:
+            campaign.close()
+    except Exception as error:  # it goes with the lab
+        print(f"while it was cleared away: {error}", file=sys.stderr)
+    await ground.close()
+
+
+def _say(seen: Seen) -> None:
+    struck = "; ".join(
+        f"{one.fault.accident} {one.fault.side} at {one.source_phase}/{one.target_phase}"
+        + ("" if one.hit else " (nothing to hit)")
+        for one in seen.struck
+    )
+    ends = [step.phase for step in seen.steps if step.role == "source"][-1:]
+    last = f"{', '.join(ends) or 'not begun'} at {seen.verdict.where}{'' if seen.verdict.went_on else ', anew'}"
+    more = f" [{seen.verdict.resolved}]" if seen.verdict.resolved else ""
+    print(
+        f"{seen.plan.run:4} {seen.seconds:5.1f} s {seen.plan.load} {seen.plan.strategy}: {struck} -> {last}{more}",
+        flush=True,
+    )
+    if seen.verdict.violations:
+        print(f"VIOLATION {seen.plan}", flush=True)
+        for one in seen.verdict.violations:
+            print(f"    {one}", flush=True)
+
+
+def _keep_logs(options: argparse.Namespace, ground: Ground, seen: Seen) -> None:
+    if options.logs is None:
+        return
+    folder = options.logs / f"{seen.plan.seed}-{seen.plan.run}"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "run.json").write_text(json.dumps(report.row(seen), indent=1))
+    for host in ground.hosts:
+        if host.node.running():
+            for name in ("transship-agent", "dockerd", "containerd"):
+                (folder / f"{host.name}-{name}.log").write_text(host.node.log_tail(name, 1500))
+
+
+def _write(options: argparse.Namespace, out: Outcome) -> None:
+    commit = shell.run(["git", "-C", str(CHECKOUT), "rev-parse", "--short=10", "HEAD"]).stdout.strip()
+    date = time.strftime("%Y-%m-%d", time.gmtime())
+    whole = report.summary(out.rows, date=date, commit=commit, recoveries=out.recoveries, crowd=out.crowd)
+    if options.json:
+        report.write(options.json, whole)
+    if options.page:
+        PAGE.write_text(report.markdown(whole))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,227 @@
+"""The two hosts of a campaign: one of each engine, a disk of its own for the journal, relays between the agents.
+
+dockerd has live-restore, so that its end alone ends no container; agents have short deadlines, so that a run is short.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from lab import shell
+from lab.chaos import kernel
+from lab.chaos.peer_relay import PeerRelay
+from lab.cluster import TRANSSHIP, Cluster
+from lab.host import Engine, Host, HostSpec
+from lab.naming import state_folder
+from lab.network import Address
+from lab.shell import LabError
+
+A, B = "a26", "b28"
+HOSTS = (HostSpec(A, Engine.DOCKER26), HostSpec(B, Engine.DOCKER28))
+RELAYS = {A: Address(61), B: Address(62)}
+JOURNAL_MIB, IMAGE = 48, "journal.img"
+OUTSIDE = "journal"
+"""Where it is mounted on the machine that the campaign runs on, to be read (journals.py)."""
+STATE = "/var/lib/transship"
+FILLER = "filler"
+MEMORY_BYTES = 256 << 20
+AGENT: dict[str, Any] = {
+    "deadlines": {"connect": 2.0, "offer": 10.0, "stage": 20.0, "dump": 20.0, "prepare": 20.0, "go": 8.0},
+    "limits": {"migrations": 4},
+}
+AGENT["deadlines"] |= {"ask_again": 0.25, "docker": 20.0, "freeze": 5.0}
+FAKETIME = "/usr/local/lib/libfaketime.so.1"
+CLOCK_OFF = {"LD_PRELOAD": FAKETIME, "FAKETIME": "+5h", "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
+
+
+class Ground:
+    """A lab, made ready for accidents and ready again after each."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster = cluster
+        self.relays = {name: PeerRelay(cluster.lab, name, address) for name, address in RELAYS.items()}
+        self.slowed = False
+        self.starts: list[tuple[str, float]] = []
+        """Agents that were started again: host, wall clock."""
+
+    @classmethod
+    def make(cls, name: str) -> "Ground":
+        """Bring the lab up; its agents' journals lie on disks of their own from the first moment on."""
+        for spec in HOSTS:  # a campaign before this one may have been killed
+            _release_disk(state_folder() / name / spec.name)
+        cluster = Cluster.up(name, HOSTS)
+        try:
+            ground = cls(cluster)
+            for host in cluster.lab.hosts.values():
+                host.stop_agent()
+                _live_restore(host)
+                _make_disk(host)
+                _bring_library(host)
+                address = {"peer": {"address": RELAYS[host.name].v4}}
+                host.agent.always(AGENT | address)
+        except BaseException:
+            cluster.lab.down()
+            raise
+        return ground
+
+    async def open(self) -> None:
+        for relay in self.relays.values():
+            await relay.start()
+        for host in self.hosts:
+            self.start_agent(host)
+        await self.cluster.until_ready()
+
+    async def pause(self) -> None:
+        """End what runs in this process; `open` may follow."""
+        for relay in self.relays.values():
+            await relay.close()
+
+    def remove(self) -> None:
+        for host in self.hosts:
+            if host.node.running():
+                host.stop_agent()
+                host.run(["umount", STATE], check=False)
+            _release_disk(host.node.place)
+        self.cluster.lab.down()
+
+    async def close(self) -> None:
+        await self.pause()
+        await asyncio.to_thread(self.remove)
+
+    @property
+    def hosts(self) -> list[Host]:
+        return list(self.cluster.lab.hosts.values())
+
+    def __getitem__(self, name: str) -> Host:
+        return self.cluster.lab[name]
+
+    def start_agent(self, host: Host, *, clock_off: bool = False) -> None:
+        if not host.agent.running():
+            self.starts.append((host.name, time.time()))
+            host.start_agent(extra_env=CLOCK_OFF if clock_off else None)
+
+    def boot(self, host: Host) -> None:
+        """Bring a host up again after a power cut, its agent too."""
+        host.node.start()
+        _mount_disk(host)
+        host.start_engine()
+        host.wait_for_docker()
+        self.start_agent(host)
+
+    def restart_dockerd(self, host: Host) -> None:
+        if host.node.running() and host.node.daemon("dockerd") is None:
+            host.run(["rm", "-f", "/run/docker.pid"])
+            host.start_dockerd()
+
+    def mend(self) -> None:
+        """Whatever has happened to it: both hosts, the links, the broker and the agents are as they should be."""
+        lab = self.cluster.lab
+        for relay in self.relays.values():
+            relay.mend()
+        for host in self.hosts:
+            if not host.node.running():
+                self.boot(host)
+        for link in (A, B):
+            lab.heal(link)
+        if lab.broker.node.daemon("mosquitto") is None:
+            lab.broker.start()
+        for host in self.hosts:
+            empty_disk(host)
+            self.restart_dockerd(host)
+            self.start_agent(host)
+
+    def lift_limits(self) -> None:
+        """Give each container the memory again that it was started with."""
+        for host in self.hosts:
+            for copy in kernel.copies(host):
+                set_memory(host, copy.container, MEMORY_BYTES)
+
+    async def until_ready(self, seconds: float = 40.0) -> None:
+        async with asyncio.timeout(seconds):
+            await self.cluster.until_ready()
+
+
+def set_memory(host: Host, container: str, limit: int | None = None) -> bool:
+    """Set a container's memory limit; without a number, to what it uses just now."""
+    folder = kernel.controller_folder(host, "memory", container)
+    if folder is None:
+        return False
+    with contextlib.suppress(OSError):
+        used = int((folder / "memory.usage_in_bytes").read_text())
+        (folder / "memory.limit_in_bytes").write_text(str(limit or max(used, 1 << 20)))
+        return True
+    return False
+
+
+def fill_disk(host: Host) -> None:
+    """Leave not one block free on the disk that the journal lies on."""
+    path = Path(f"/proc/{host.node.init().pid}/root{STATE}/{FILLER}")
+    for size in (1 << 20, 1 << 12, 1):
+        with contextlib.suppress(OSError), path.open("ab", buffering=0) as file:
+            while True:
+                file.write(bytes(size))
+
+
+def empty_disk(host: Host) -> None:
+    Path(f"/proc/{host.node.init().pid}/root{STATE}/{FILLER}").unlink(missing_ok=True)
+
+
+def shrink_tmpfs(host: Host, below: str) -> int:
+    """Let the file systems for images below this folder have no room beyond what they hold; how many there were."""
+    mounts = [line.split() for line in host.node.read("/proc/mounts").splitlines()]
+    found = [where for _, where, kind, *_ in mounts if kind == "tmpfs" and where.startswith(below)]
+    for where in found:
+        path = Path(f"/proc/{host.node.init().pid}/root{where}")
+        with contextlib.suppress(OSError):
+            room = os.statvfs(path)
+            used = (room.f_blocks - room.f_bfree) * room.f_frsize
+            host.run(["mount", "-o", f"remount,size={max(used, 4096)}", where], check=False)
+    return len(found)
+
+
+def _live_restore(host: Host) -> None:
+    configuration = json.loads(host.node.read("/etc/docker/daemon.json"))
+    host.node.write("/etc/docker/daemon.json", json.dumps(configuration | {"live-restore": True}), 0o644)
+    host.run([TRANSSHIP, "setup"], timeout=60)
+    host.restart_dockerd()
+
+
+def _make_disk(host: Host) -> None:
+    image = host.node.place / IMAGE
+    with image.open("wb") as file:
+        file.truncate(JOURNAL_MIB << 20)
+    shell.run(["mkfs.ext4", "-q", "-F", "-m", "0", str(image)])
+    device = shell.run(["losetup", "--find", "--show", str(image)]).stdout.strip()
+    (host.node.place / "journal.device").write_text(device)
+    (host.node.place / OUTSIDE).mkdir()
+    shell.run(["mount", device, str(host.node.place / OUTSIDE)])
+    _mount_disk(host)
+
+
+def _mount_disk(host: Host) -> None:
+    device = (host.node.place / "journal.device").read_text()
+    number = device.removeprefix("/dev/loop")
+    script = 'rm -f "$0"; mknod "$0" b 7 "$1" && mkdir -p "$2" && mount "$0" "$2" && chmod 700 "$2"'
+    host.run(["sh", "-c", script, device, number, STATE])
+
+
+def _release_disk(place: Path) -> None:
+    image = place / IMAGE
+    if image.exists():
+        shell.run(["umount", "--lazy", str(place / OUTSIDE)], check=False)
+        devices = shell.run(["losetup", "--noheadings", "--output", "NAME", "-j", str(image)]).stdout.split()
+        for device in devices:
+            shell.run(["losetup", "--detach", device], check=False)
+
+
+def _bring_library(host: Host) -> None:
+    """What lets a single program see another time (the `faketime` package), where this machine has it."""
+    found = next(iter(sorted(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"))), None)
+    if found is None:
+        raise LabError("libfaketime is missing: scripts/chaos installs it")
+    with found.open("rb") as library:
+        host.run(["sh", "-c", f"cat >{FAKETIME}"], stdin=library)

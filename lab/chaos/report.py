@@ -1,0 +1,215 @@
+"""How a campaign came out: one JSON file, and docs/reliability.md written from it."""
+
+import json
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from lab.chaos.campaign import Seen
+from lab.chaos.crowd import Crowd
+from lab.chaos.journals import ENDED
+from lab.chaos.plan import BOTH, MOMENTS, SIDES, Accident, can_be
+
+Row = dict[str, Any]
+_HEAD = """\
+# Reliability
+
+Written by `./scripts/chaos`; not to be edited. {date}, commit {commit}.
+
+**{runs} runs, {violations} with a violation.** Seed {seeds}; {seconds:.0f} s, {median:.1f} s a run in the middle; the
+observer looked {looks} times while moves were under way.
+
+A run is one move of one container between Docker 26 and Docker 28 on the lab, with one or two accidents at moments
+that the agents' journals tell. Then everything is mended, and the invariants of the hand-over are checked by an
+observer that shares no code with the agents (`lab/chaos`). At every look: at most one copy that may run and is not
+locked, and none at the target before the decision. At the end: exactly one container, running, its restart policy as it
+was; the same process with its memory, unless an accident ended it where it ran; its files and its log without a gap;
+the one connection of its client unbroken, and nothing acknowledged missing; no folder, mount, lock, frozen or stopped
+task, process, cgroup, volume, shim or open migration left on either host.
+
+What it does not do: fill the disk that Docker's data lies on (it is the machine's own; the journal's disk is filled),
+end containerd itself, or move by pre-copy (the lab's kernel has none).
+"""
+
+
+def row(seen: Seen) -> Row:
+    """One run, as the JSON file has it."""
+    source = [step.phase for step in seen.steps if step.role == "source"]
+    target = [step.phase for step in seen.steps if step.role == "target"]
+    last = seen.replies[-1] if seen.replies else None
+    return {
+        "seed": seen.plan.seed,
+        "run": seen.plan.run,
+        "plan": str(seen.plan),
+        "load": seen.plan.load,
+        "strategy": seen.plan.strategy,
+        "source": seen.source,
+        "migration": seen.migration,
+        "seconds": round(seen.seconds, 2),
+        "faults": [
+            {
+                "kind": one.fault.accident,
+                "side": one.fault.side,
+                "moment": list(one.fault.moment),
+                "hit": one.hit,
+                "source": one.source_phase,
+                "target": one.target_phase,
+                "detail": one.detail,
+            }
+            for one in seen.struck
+        ],
+        "planned": [[fault.accident, fault.side, list(fault.moment)] for fault in seen.plan.faults],
+        "source_phases": source,
+        "target_phases": target,
+        "ended": next((phase for phase in reversed(source) if phase in ENDED), "not begun" if not source else "open"),
+        "reply": str(last.error.code if last.error else last.kind) if last else "",
+        "where": seen.verdict.where,
+        "went_on": seen.verdict.went_on,
+        "lost": seen.verdict.lost,
+        "resolved": seen.verdict.resolved,
+        "looks": seen.looks,
+        "commands": {name: round(value, 4) for name, value in seen.commands.items() if name != "cancel sent"},
+        "violations": seen.verdict.violations,
+    }
+
+
+def summary(
+    rows: list[Row], *, date: str, commit: str, recoveries: Sequence[Mapping[str, float]], crowd: Crowd | None
+) -> Row:
+    """The whole of a campaign."""
+    kinds = Counter(kind for one in rows for kind in {fault["kind"] for fault in one["faults"] if fault["hit"]})
+    wrong = Counter(
+        kind for one in rows if one["violations"] for kind in {fault["kind"] for fault in one["faults"] if fault["hit"]}
+    )
+    return {
+        "date": date,
+        "commit": commit,
+        "runs": len(rows),
+        "violations": sum(bool(one["violations"]) for one in rows),
+        "by_fault": {kind: {"runs": kinds[kind], "violations": wrong[kind]} for kind in Accident},
+        "recoveries": list(recoveries),
+        "crowd": asdict(crowd) if crowd else None,
+        "each": rows,
+    }
+
+
+def together(parts: Sequence[Row]) -> Row:
+    """Several campaigns as one."""
+    rows = [row for part in parts for row in part["each"]]
+    dates, commits = (list(dict.fromkeys(part[name] for part in parts)) for name in ("date", "commit"))
+    whole = summary(
+        rows,
+        date=", ".join(dates),
+        commit=", ".join(commits),
+        recoveries=[one for part in parts for one in part["recoveries"]],
+        crowd=None,
+    )
+    return whole | {"crowd": next((part.get("crowd") for part in parts if part.get("crowd")), None)}
+
+
+def write(file: Path, found: Row) -> None:
+    file.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def markdown(found: Row) -> str:
+    """docs/reliability.md."""
+    rows = found["each"]
+    parts = [_head(found), _faults(found), _cells(rows), _ends(rows), _figures(found), _violations(rows)]
+    return "\n".join(parts)
+
+
+def _head(found: Row) -> str:
+    seconds = [one["seconds"] for one in found["each"]]
+    seeds = sorted({one["seed"] for one in found["each"]})
+    looks = sum(one["looks"] for one in found["each"])
+    return _HEAD.format(
+        date=found["date"],
+        commit=found["commit"],
+        runs=found["runs"],
+        violations=found["violations"],
+        seeds=", ".join(map(str, seeds)),
+        seconds=sum(seconds),
+        median=statistics.median(seconds),
+        looks=looks,
+    )
+
+
+def _faults(found: Row) -> str:
+    lines = ["## By fault", "", "| fault | runs that it hit | with a violation |", "|---|---|---|"]
+    lines += [f"| {kind} | {one['runs']} | {one['violations']} |" for kind, one in found["by_fault"].items()]
+    return "\n".join(lines) + "\n"
+
+
+def _cells(rows: list[Row]) -> str:
+    hits = Counter(
+        (fault["kind"], fault["side"], tuple(fault["moment"]))
+        for one in rows
+        for fault in one["faults"]
+        if fault["hit"]
+    )
+    heads = [f"{role[0].upper()}: {phase}" for role, phase in MOMENTS]
+    lines = [
+        "## By moment",
+        "",
+        "How many runs had a fault just after the source (S) or the target (T) had entered a phase. `-`: none; empty:",
+        "there is nothing to hit (no CRIU runs before a move is staged). A clock is off for the whole of a move.",
+        "",
+        f"| fault | side | {' | '.join(heads)} |",
+        f"|---|---|{'---|' * len(heads)}",
+    ]
+    for kind in Accident:
+        for side in SIDES.get(kind, BOTH):
+            counts = [str(hits[kind, side, moment] or "-") if can_be(kind, side, moment) else "" for moment in MOMENTS]
+            lines.append(f"| {kind} | {side} | {' | '.join(counts)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _ends(rows: list[Row]) -> str:
+    ends = Counter(one["ended"] for one in rows)
+    lost = [one for one in rows if one["lost"]]
+    resolved = Counter(one["resolved"] for one in rows if one["resolved"])
+    fresh = sum(not one["went_on"] for one in rows)
+    lines = ["## How the moves ended", "", *(f"- {end}: {count}" for end, count in ends.most_common())]
+    lines.append(f"- started anew, since an accident had ended the container where it ran: {fresh}")
+    lines.append(f"- said to be `lost` (post-copy, the rest of its memory could not come any more): {len(lost)}")
+    lines += [f"- a person's word was needed, `{word}`: {count}" for word, count in resolved.most_common()]
+    return "\n".join(lines) + "\n"
+
+
+def _figures(found: Row) -> str:
+    lines = ["## Recovery, cancel, admission", ""]
+    open_ones = [one for one in found["recoveries"] if one["open"]]
+    if open_ones:
+        up, taken = [one["up"] for one in open_ones], [one["taken"] for one in open_ones]
+        lines.append(
+            f"- An agent that was started with open migrations in its journal ({len(open_ones)} times): up after "
+            f"{_spread(up)} from its process's start; the last open one was taken up {_spread(taken)} after being up "
+            "(negative: before)."
+        )
+    for name in ("cancel answered", "cancel over"):
+        values = [one["commands"][name] for one in found["each"] if name in one["commands"]]
+        if values:
+            lines.append(f"- {name}: {len(values)} times, after {_spread(values)}")
+    if crowd := found["crowd"]:
+        what = "; ".join(crowd["wrong"]) or "none lost, none twice, no number of theirs missing, nothing left behind"
+        lines.append(
+            f"- {crowd['containers']} containers by as many commands, 6 of them at a time where the host takes 4: "
+            f"{crowd['seconds']:.0f} s, {crowd['busy']} times Busy and given again; {what}."
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _spread(values: Iterable[float]) -> str:
+    found = sorted(values)
+    return f"{statistics.median(found):.2f} s in the middle, {found[-1]:.2f} s at most"
+
+
+def _violations(rows: list[Row]) -> str:
+    lines = ["## Violations", ""]
+    for one in rows:
+        if one["violations"]:
+            lines.append(f"- {one['plan']}: {'; '.join(one['violations'])}")
+    return "\n".join(lines if len(lines) > 2 else [*lines, "None."]) + "\n"

@@ -1,0 +1,74 @@
+"""The campaign of accidents: its plans follow from their seed, and its judge sees what it is there to see."""
+
+from pathlib import Path
+
+import pytest
+
+from lab.chaos import judge
+from lab.chaos.accidents import Struck
+from lab.chaos.judge import Known, Verdict
+from lab.chaos.loads import Written
+from lab.chaos.plan import MOMENTS, Accident, Fault, cells, plan
+from lab.chaos.workload import last_number
+
+LINES = (1, 2, 3, 4)
+
+
+def test_a_plan_follows_from_seed_and_number() -> None:
+    assert plan(7, 41) == plan(7, 41)
+    assert str(plan(7, 41)) != str(plan(8, 41))
+    assert "seed 7 run 41" in str(plan(7, 41))
+
+
+def test_as_many_runs_as_there_are_cells_try_each_of_them() -> None:
+    tried = {(fault.accident, fault.side, fault.moment) for run in range(len(cells())) for fault in plan(3, run).faults}
+    assert tried == set(cells())
+    assert {moment for _, _, moment in cells()} == set(MOMENTS)
+    assert {accident for accident, _, _ in cells()} == set(Accident)
+
+
+def written(*files: tuple[int, ...], token: str = "t", logged: tuple[int, ...] = LINES) -> Written:
+    return Written(files or (LINES,), token, logged, 0)
+
+
+@pytest.mark.parametrize("numbers", [(1, 2, 4, 5), (1, 2, 2, 3), (2, 3, 4, 5), (1, 2, 3)])
+def test_a_number_that_is_missing_or_came_twice_is_a_violation(numbers: tuple[int, ...]) -> None:
+    verdict = Verdict()
+    judge._judge_numbers(written(numbers), Known("t", 4), verdict)
+    assert verdict.violations
+
+
+def test_what_is_whole_is_none() -> None:
+    verdict = Verdict()
+    judge._judge_numbers(written(LINES, LINES), Known("t", 4), verdict)
+    judge._judge_log(written(), Known("t", 4), [], verdict)
+    assert verdict.violations == []
+
+
+@pytest.mark.parametrize("logged", [(1, 2, 4), (1, 2, 2, 3)])
+def test_a_gap_in_the_log_is_a_violation_unless_the_accident_takes_lines(logged: tuple[int, ...]) -> None:
+    verdict = Verdict()
+    judge._judge_log(written(logged=logged), Known("t", 4), [], verdict)
+    assert verdict.violations
+    excused = Verdict()
+    judge._judge_log(written(logged=logged), Known("t", 4), [struck(Accident.DOCKERD_KILLED, "b")], excused)
+    assert excused.violations == []
+
+
+def struck(accident: Accident, host: str, *, hit: bool = True) -> Struck:
+    return Struck(Fault(accident, "source", MOMENTS[0], 0, 0, 0), host, hit, 0.0)
+
+
+def test_only_an_accident_where_it_runs_excuses_that_another_process_runs() -> None:
+    assert judge.excused([struck(Accident.HOST_GONE, "b")], "b", Verdict())
+    assert not judge.excused([struck(Accident.HOST_GONE, "a")], "b", Verdict())
+    assert not judge.excused([struck(Accident.HOST_GONE, "b", hit=False)], "b", Verdict())
+    assert not judge.excused([struck(Accident.AGENT_KILLED, "b")], "b", Verdict())
+    assert judge.excused([], "b", Verdict(lost=True))
+
+
+def test_a_counter_goes_on_from_the_last_whole_line(tmp_path: Path) -> None:
+    file = tmp_path / "count"
+    assert last_number(str(file)) == 0
+    file.write_text("1 t 0\n2 t 0\n3 t")
+    assert last_number(str(file)) == 2
