@@ -48,3 +48,9 @@ def test_the_lock_file_names_versions_and_hashes_and_no_registry() -> None:
     for path, entry in others.items():
         assert "resolved" not in entry, path
         assert entry["integrity"].startswith("sha512-"), path
+
+
+@pytest.mark.skipif(shutil.which("git") is None or not (ROOT / ".git").exists(), reason="it is no checkout")
+def test_nothing_that_was_fetched_for_it_is_kept_here() -> None:
+    listed = ["git", "ls-files", "--", ".dashboard", "*node_modules*"]
+    assert subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, timeout=30, check=True).stdout == ""
