@@ -118,8 +118,8 @@ class Metrics:
     def changed(self, run: Run) -> None:
         """A move that leaves this host has come further; said at each step, and may be said twice."""
         seen = self._seen.setdefault(run, _Seen())
-        self._sent.inc(run.bytes_sent - seen.sent)
-        seen.sent = run.bytes_sent
+        self._sent.inc(run.wire_bytes - seen.sent)
+        seen.sent = run.wire_bytes
         while seen.phases < len(run.phases):
             left, entered = run.phases[seen.phases - 1 : seen.phases + 1]
             self._phase.labels(left.phase).observe((entered.at_ms - left.at_ms) / 1000)

@@ -224,6 +224,10 @@ def _lost_without_a_word(view: View) -> Iterator[Reason]:
         yield _no(f"it has the POSIX message queue /{queue}, which CRIU can't carry", "remove it (mq_unlink)")
 
 
+BEING_PUT_IN = "runc:["
+"""What runc calls itself between its fork and the program's start."""
+
+
 def _tasks(view: View, execs: set[int]) -> Iterator[Reason]:
     pids = {process.pid for process in view.processes}
     own = {process.pid: process.namespaces for process in view.processes}.get(view.init, {})
@@ -231,7 +235,9 @@ def _tasks(view: View, execs: set[int]) -> Iterator[Reason]:
         who = f"{process.name} (pid {process.inner_pid} in it)"
         if process.tracer:
             yield _no(f"{who} is being traced", "detach the debugger", ErrorCode.BUSY)
-        if process.pid != view.init and process.parent not in pids and process.pid not in execs:
+        outsider = process.pid != view.init and process.parent not in pids and process.pid not in execs
+        # one that runc is just putting in may be a probe that has begun since the list of them: it is waited for later
+        if outsider and not process.name.startswith(BEING_PUT_IN):
             yield _no(f"{who} was put into it from outside", "end it, then move", ErrorCode.BUSY)
         if process.state == "T" and view.cgroup_version == 1:
             # the freezer of cgroup v1 keeps a stopped task from being traced (kernels from 6.1): CRIU would wait for it

@@ -9,6 +9,10 @@ from protocol.commands import Compress, Migrate
 
 GAIN = 1.2
 """By so much it has to be faster: the processor has other things to do in a blackout."""
+FAST = 250.0 * (1 << 20)
+"""Over a link that carries more bytes a second, two gigabit, nothing is packed: that would save milliseconds, and CRIU
+and TLS need the processor then.
+"""
 LEAST = 256 << 10
 """Less of a sample says nothing."""
 
@@ -27,6 +31,8 @@ class Packs:
 async def choose(request: Migrate, link_rate: float, pids: list[int]) -> Packs:
     """Try a sample of the memory, where that can change anything."""
     rate = min(link_rate, request.bandwidth or link_rate)
+    if request.compress is Compress.AUTO and rate > FAST:
+        return Packs(False, link_rate, 1.0, f"not packed: the link carries {rate / (1 << 20):.0f} MiB/s")
     if request.compress is Compress.NONE:
         return Packs(False, link_rate, 1.0, "not packed, as asked")
     taken = await asyncio.to_thread(sample.memory, pids)

@@ -68,7 +68,7 @@ async def test_every_kind_of_change_arrives(pair: Cluster, source: str, target: 
     try:
         start_trees(here)
         pair.lab.slow(source, SLOW)
-        async with pair.moving(NAME, source, target) as moving:
+        async with pair.moving(NAME, source, target, compress="none") as moving:
             await moving.until(Phase.COPYING)
             trees(here, "change", *ALL)
             trees(here, "change-image", "/")
