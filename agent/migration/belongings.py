@@ -199,9 +199,15 @@ async def _make_folder(run: Run, number: int, allowed: Sequence[Path], place: Pa
     """
     real = place.resolve()
     base = next(folder.resolve() for folder in allowed if real.is_relative_to(folder.resolve()))
-    missing = [folder for folder in (real, *real.parents) if folder.is_relative_to(base) and not folder.exists()]
+    below = (folder for folder in (real, *real.parents) if folder != base and folder.is_relative_to(base))
+    missing = [folder for folder in below if not folder.exists()]
     made = {"place": str(real), "base": str(base), "made": str(missing[-1]) if missing else ""}
+    if not base.exists():
+        made["base_made"] = str(base)
     await run.note_down(binds={**run.record.get("binds", {}), str(number): made})
+    if "base_made" in made:  # the configuration names it, and whoever may write above it is root here
+        base.mkdir(parents=True, exist_ok=True)
+        base.chmod(0o755)
     with _refused_way(real), Confined(str(base)) as tree:
         for folder in reversed(missing):
             fd, name = tree.parent(str(folder.relative_to(base)))
@@ -262,6 +268,9 @@ async def take_back(host: Host, run: Run) -> None:
         await host.docker.remove_volume(name)
     for bind in run.record.get("binds", {}).values():
         await asyncio.to_thread(_unmake_folder, Path(bind.get("base", "/")), Path(bind["place"]), bind["made"])
+        if bind.get("base_made"):
+            with contextlib.suppress(OSError):  # not empty: something of another's is there
+                Path(bind["base_made"]).rmdir()
     for name in run.record.get("networks", []):
         with contextlib.suppress(DockerFailed):  # another container has joined it meanwhile: then it is theirs
             await host.docker.remove_network(name)
