@@ -2,12 +2,15 @@
 
 import asyncio
 import contextlib
+import ctypes
 import logging
 import os
 import signal
 import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import uvloop
 
@@ -24,7 +27,6 @@ from agent.doors import systemd
 from agent.doors.docker import Docker
 from agent.doors.docker_events import DockerEvent
 from agent.doors.http_server import HttpServer
-from agent.doors.logind import Logind
 from agent.doors.mqtt import Broker
 from agent.doors.peer_client import PeerClient
 from agent.doors.peer_server import PeerServer
@@ -46,6 +48,11 @@ from agent.vault.natives import Natives
 from agent.vault.schedule import Schedule
 from agent.vault.vault import Vault
 from protocol.peer import DecisionKind
+
+SYSTEM_BUS = Path("/run/dbus/system_bus_socket")
+M_ARENA_MAX = -8  # mallopt(3)
+if TYPE_CHECKING:
+    from agent.doors.logind import Logind
 
 log = logging.getLogger("agent")
 
@@ -103,7 +110,7 @@ class Agent:
         self.evacuations = Evacuations(around, self.announcer)
         moves_away = MovesAway(self.evacuations, settings.limits.migrations)
         self.host_down = HostDown(self.host, self.sleepers, moves_away)
-        self.logind = Logind(self._goes_down, self._stays_up)
+        self.logind = _logind(self._goes_down, self._stays_up)
         self.dispatcher = Dispatcher(
             self.host,
             self.announcer,
@@ -290,6 +297,28 @@ class Agent:
             await asyncio.sleep(seconds)
 
 
+def _logind(going_down: Callable[[float], None], called_off: Callable[[], None]) -> "Logind | NoLogind":
+    """Where there is no system bus, D-Bus's library would only be in memory."""
+    if not SYSTEM_BUS.exists():
+        return NoLogind()
+    from agent.doors.logind import Logind
+
+    return Logind(going_down, called_off)
+
+
+class NoLogind:
+    """In its place on a host without systemd."""
+
+    preparing = False
+
+    async def run(self) -> None:
+        """Nobody will say that the host goes down."""
+        await asyncio.Event().wait()
+
+    def release(self) -> None:
+        """Nothing waits."""
+
+
 async def _main(settings: Settings) -> None:
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -313,6 +342,7 @@ def main(settings_file: Path = config.DEFAULT_FILE, verbose: int = 0) -> int:
         del os.environ[name]
     os.umask(0o077)  # also where the service's does not say so
     set_up_logging(verbose, as_json=settings.log_json)
+    ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)  # one for each thread would keep what it once had
     try:
         uvloop.run(_main(settings))
     except (OSError, AgentError) as error:
