@@ -3,6 +3,7 @@
 import logging
 import socket
 import ssl
+from collections.abc import Callable
 from pathlib import Path
 
 from agent.base.config import PeerLink
@@ -46,15 +47,16 @@ def stamp(*files: Path) -> Stamp:
     return tuple(found)
 
 
-class _Reloading:
-    """What was made of the certificate files, made again at its next use after they have changed.
+class _Files:
+    """The certificate files: whether they have changed, and what is done then.
 
     Files are changed one by one, and those of the moment between do not fit each other: then the old ones stay in use.
     """
 
-    def __init__(self, link: PeerLink) -> None:
+    def __init__(self, link: PeerLink, take_up: Callable[[], None]) -> None:
         self._link = link
-        self._stamp: Stamp = self._now()
+        self._take_up = take_up
+        self._stamp = self._now()
 
     def _now(self) -> Stamp:
         return stamp(self._link.ca, self._link.certificate, self._link.key)
@@ -72,16 +74,14 @@ class _Reloading:
             return False
         return True
 
-    def _take_up(self) -> None:
-        raise NotImplementedError
 
-
-class ServerTls(_Reloading):
+class ServerTls:
     """For a listening socket. What is connected goes on; each new connection is shown, and checked by, the newest."""
 
     def __init__(self, link: PeerLink) -> None:
         """Raises OSError or ssl.SSLError: the files are unusable."""
-        super().__init__(link)
+        self._link = link
+        self.look = _Files(link, self._take_up).look
         self.context = server_context(link)
         """For the socket, as long as it listens."""
         self.context.sni_callback = self._newest
@@ -98,12 +98,13 @@ class ServerTls(_Reloading):
             connection.context = self._current
 
 
-class ClientTls(_Reloading):
+class ClientTls:
     """For connections to one peer; its open ones go on, and are found again by the same context."""
 
     def __init__(self, link: PeerLink) -> None:
         """Raises OSError or ssl.SSLError: the files are unusable."""
-        super().__init__(link)
+        self._link = link
+        self.look = _Files(link, self._take_up).look
         self.context = client_context(link)
 
     def _take_up(self) -> None:
