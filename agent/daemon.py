@@ -8,9 +8,7 @@ import os
 import signal
 import sys
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import uvloop
 
@@ -27,6 +25,7 @@ from agent.doors import systemd
 from agent.doors.docker import Docker
 from agent.doors.docker_events import DockerEvent
 from agent.doors.http_server import HttpServer
+from agent.doors.logind import Logind
 from agent.doors.mqtt import Broker
 from agent.doors.peer_client import PeerClient
 from agent.doors.peer_server import PeerServer
@@ -49,11 +48,7 @@ from agent.vault.schedule import Schedule
 from agent.vault.vault import Vault
 from protocol.peer import DecisionKind
 
-SYSTEM_BUS = Path("/run/dbus/system_bus_socket")
 M_ARENA_MAX = -8  # mallopt(3)
-if TYPE_CHECKING:
-    from agent.doors.logind import Logind
-
 log = logging.getLogger("agent")
 
 READ_RETAINED_SECONDS = 2.0
@@ -110,7 +105,7 @@ class Agent:
         self.evacuations = Evacuations(around, self.announcer)
         moves_away = MovesAway(self.evacuations, settings.limits.migrations)
         self.host_down = HostDown(self.host, self.sleepers, moves_away)
-        self.logind = _logind(self._goes_down, self._stays_up)
+        self.logind = Logind(self._goes_down, self._stays_up)
         self.dispatcher = Dispatcher(
             self.host,
             self.announcer,
@@ -295,28 +290,6 @@ class Agent:
         while seconds is not None:
             systemd.notify("WATCHDOG=1")
             await asyncio.sleep(seconds)
-
-
-def _logind(going_down: Callable[[float], None], called_off: Callable[[], None]) -> "Logind | NoLogind":
-    """Where there is no system bus, D-Bus's library would only be in memory."""
-    if not SYSTEM_BUS.exists():
-        return NoLogind()
-    from agent.doors.logind import Logind
-
-    return Logind(going_down, called_off)
-
-
-class NoLogind:
-    """In its place on a host without systemd."""
-
-    preparing = False
-
-    async def run(self) -> None:
-        """Nobody will say that the host goes down."""
-        await asyncio.Event().wait()
-
-    def release(self) -> None:
-        """Nothing waits."""
 
 
 async def _main(settings: Settings) -> None:

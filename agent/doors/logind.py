@@ -9,10 +9,12 @@ import contextlib
 import logging
 import os
 from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from dbus_fast import BusType, Message, MessageType, Variant
-from dbus_fast.aio import MessageBus
-from dbus_fast.errors import DBusError
+if TYPE_CHECKING:
+    from dbus_fast import Message
+    from dbus_fast.aio import MessageBus
 
 log = logging.getLogger("agent.logind")
 
@@ -21,10 +23,11 @@ MANAGER = "org.freedesktop.login1.Manager"
 SIGNAL = "PrepareForShutdown"
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
 CALL_SECONDS = 10.0
+SYSTEM_BUS = Path("/run/dbus/system_bus_socket")
 
 
 class Logind:
-    """One connection, made again when it is lost. Does nothing where there is no system bus."""
+    """One connection, made again when it is lost. Where there is no system bus, not even its library is in memory."""
 
     def __init__(self, going_down: Callable[[float], None], called_off: Callable[[], None]) -> None:
         """`going_down` is told how many seconds logind gives; `called_off` that the host stays up after all."""
@@ -44,7 +47,7 @@ class Logind:
                     bus = await self._connect()
                     pause = FIRST_PAUSE
                     await bus.wait_for_disconnect()  # type: ignore[no-untyped-call]
-                except (OSError, DBusError, TimeoutError, EOFError) as error:
+                except (OSError, TimeoutError, EOFError) as error:
                     log.info("no logind: %s", error)
                 self.release()
                 await asyncio.sleep(pause)
@@ -54,9 +57,19 @@ class Logind:
             if self._bus is not None:
                 self._bus.disconnect()
 
-    async def _connect(self) -> MessageBus:
+    async def _connect(self) -> "MessageBus":
+        """Raises OSError, EOFError or TimeoutError: there is no bus, or no logind on it."""
+        if not SYSTEM_BUS.exists():
+            raise FileNotFoundError(f"{SYSTEM_BUS} is not there")
+        from dbus_fast import BusType
+        from dbus_fast.aio import MessageBus
+        from dbus_fast.errors import AuthError
+
         async with asyncio.timeout(CALL_SECONDS):
-            self._bus = bus = await MessageBus(bus_type=BusType.SYSTEM, negotiate_unix_fd=True).connect()
+            try:
+                self._bus = bus = await MessageBus(bus_type=BusType.SYSTEM, negotiate_unix_fd=True).connect()
+            except AuthError as error:
+                raise PermissionError(f"the system bus does not take us: {error}") from error
             rule = f"type='signal',sender='{NAME}',interface='{MANAGER}',member='{SIGNAL}'"
             bus.add_message_handler(self._heard)
             await self._call("AddMatch", "s", [rule], name="org.freedesktop.DBus", path="/org/freedesktop/DBus")
@@ -73,11 +86,10 @@ class Logind:
 
     async def most_seconds(self) -> float:
         """How long logind waits for whoever delays a shutdown."""
-        with contextlib.suppress(DBusError, TimeoutError, OSError):
+        with contextlib.suppress(TimeoutError, OSError):
             words = [MANAGER, "InhibitDelayMaxUSec"]
             answer = await self._call("Get", "ss", words, interface="org.freedesktop.DBus.Properties")
-            value = answer.body[0]
-            return int(value.value if isinstance(value, Variant) else value) / 1e6
+            return int(answer.body[0].value) / 1e6
         return 5.0  # its default
 
     def release(self) -> None:
@@ -86,7 +98,9 @@ class Logind:
             os.close(self._lock)
             self._lock = -1
 
-    def _heard(self, message: Message) -> None:
+    def _heard(self, message: "Message") -> None:
+        from dbus_fast import MessageType
+
         if message.message_type is not MessageType.SIGNAL or message.member != SIGNAL:
             return
         self.preparing = bool(message.body[0])
@@ -97,7 +111,7 @@ class Logind:
             self._going_down(await self.most_seconds())
             return
         self._called_off()
-        with contextlib.suppress(DBusError, TimeoutError, OSError):
+        with contextlib.suppress(TimeoutError, OSError):
             await self._take()
 
     async def _call(
@@ -109,7 +123,9 @@ class Logind:
         name: str = NAME,
         path: str = PATH,
         interface: str = MANAGER,
-    ) -> Message:
+    ) -> "Message":
+        from dbus_fast import Message, MessageType
+
         if self._bus is None:
             raise OSError("not connected")
         if name != NAME:
@@ -120,5 +136,5 @@ class Logind:
         async with asyncio.timeout(CALL_SECONDS):
             answer = await self._bus.call(message)
         if answer is None or answer.message_type is MessageType.ERROR:
-            raise DBusError((answer and answer.error_name) or "none", str(answer.body) if answer else "no answer")
+            raise OSError(f"{answer.error_name}: {answer.body}" if answer else f"{name} does not answer")
         return answer
