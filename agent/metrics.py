@@ -118,8 +118,9 @@ class Metrics:
     def changed(self, run: Run) -> None:
         """A move that leaves this host has come further; said at each step, and may be said twice."""
         seen = self._seen.setdefault(run, _Seen())
-        self._sent.inc(run.wire_bytes - seen.sent)
-        seen.sent = run.wire_bytes
+        # for a moment it is less than before: a chunk is compressed a little before it counts as sent
+        self._sent.inc(max(0, run.wire_bytes - seen.sent))
+        seen.sent = max(seen.sent, run.wire_bytes)
         while seen.phases < len(run.phases):
             left, entered = run.phases[seen.phases - 1 : seen.phases + 1]
             self._phase.labels(left.phase).observe((entered.at_ms - left.at_ms) / 1000)

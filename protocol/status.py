@@ -143,15 +143,15 @@ class MigrationReport(WireModel):
     pages_ms: float | None = None
     """In post-copy, from when it ran until the last page was across."""
     wire_bytes: int = 0
-    """Sent to the target, as packed as it went, without what TLS and HTTP add."""
+    """Sent to the target, as compressed as it went, without what TLS and HTTP add."""
     memory_bytes: int = 0
-    """Memory that was sent while the container ran, here or there; before it was packed, as the three below."""
+    """Memory that was sent while the container ran, here or there; before it was compressed, as the three below."""
     frozen_memory_bytes: int = 0
     file_bytes: int = 0
     """Files, image layers and logs."""
     frozen_file_bytes: int = 0
-    packing: str = ""
-    """Whether it was packed, and why."""
+    compression: str = ""
+    """Whether it was compressed, and why."""
     cpu_s: float = 0
     """Of the source's agent and the commands that it ran meanwhile, for other migrations too."""
     target_cpu_s: float = 0

@@ -1,4 +1,4 @@
-"""A little of a container's memory, to see how it packs; the container runs on meanwhile."""
+"""A little of a container's memory, to see how well it compresses; the container runs on meanwhile."""
 
 import contextlib
 import os

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from agent.base.config import Deadlines, PeerLink
 from agent.base.errors import Refused, TransferFailed, from_wire
 from agent.base.tasks import all_of
-from agent.doors.packing import ENCODING, ZSTD, Packed, packed
+from agent.doors.compression import ENCODING, ZSTD, Compressed, compressed
 from agent.doors.pages import HEARTBEAT_SECONDS, LARGEST_MESSAGE
 from agent.doors.peer_server import Stream
 from agent.doors.tls import ClientTls, watch_for_death
@@ -70,9 +70,9 @@ class PeerClient:
         self._last_base = ""
         self.answer: Answer | None = None
         """To the offer."""
-        self.packs = False
-        """Whether parts are packed on their way."""
-        self.packed = Packed()
+        self.compresses = False
+        """Whether parts are compressed on their way."""
+        self.compressed = Compressed()
 
     async def __aenter__(self) -> Self:
         return self
@@ -208,8 +208,8 @@ class PeerClient:
         """
         stream = Stream(chunks)
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=self._deadlines.connect, sock_read=None)
-        if self.packs:
-            body, encoding = packed(aiter(stream), self.packed), {ENCODING: ZSTD}
+        if self.compresses:
+            body, encoding = compressed(aiter(stream), self.compressed), {ENCODING: ZSTD}
             answer = await self._request("PUT", migration, what, body, timeout, encoding)
         else:
             answer = await self._request("PUT", migration, what, stream, timeout)

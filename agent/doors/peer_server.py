@@ -16,7 +16,7 @@ from agent.base import tracing
 from agent.base.config import PeerLink
 from agent.base.errors import AgentError, CorruptPart, Refused, TransferFailed
 from agent.doors import pages
-from agent.doors.packing import ENCODING, ZSTD, unpacked
+from agent.doors.compression import ENCODING, ZSTD, decompressed
 from agent.doors.tls import ServerTls, watch_for_death
 from protocol.base import WireModel
 from protocol.errors import Consequence, ErrorCode, ErrorInfo
@@ -313,8 +313,8 @@ def _stream(request: web.Request) -> Stream:
     if (encoding := request.headers.get(ENCODING)) is None:
         return Stream(chunks())
     if encoding != ZSTD:
-        raise Refused(ErrorCode.BAD_COMMAND, f"a part is packed in a way that is not known here: {encoding[:20]}")
-    return Stream(unpacked(chunks()))
+        raise Refused(ErrorCode.BAD_COMMAND, f"a part is compressed in a way that is not known here: {encoding[:20]}")
+    return Stream(decompressed(chunks()))
 
 
 def _answer(model: WireModel) -> web.Response:

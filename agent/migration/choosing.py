@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from agent.base.errors import Refused
 from agent.doors.peer_client import PeerClient
-from agent.migration import packing
+from agent.migration import compression
 from agent.migration.run import Run
 from agent.migration.subject import Subject
 from agent.strategy import Strategy
@@ -75,16 +75,16 @@ def choose(request: Migrate, memory: int, link: Probed) -> Choice:
 
 
 async def find_way(run: Run, request: Migrate, subject: Subject, peer: PeerClient) -> None:
-    """Measure the link, and note in the run by which strategy the memory goes, and whether what is sent is packed.
+    """Measure the link, and note in the run by which strategy the memory goes, and whether what is sent is compressed.
 
     Raises:
         Refused: as `choose`.
 
     """
     link = await peer.probe(run.id)
-    packs = await packing.choose(request, link.rate, subject.cgroup.tasks())
-    peer.packs, run.packs, run.packed = packs.packs, packs, peer.packed
-    choice = choose(request, subject.memory_bytes, link.model_copy(update={"rate": packs.rate}))
+    chosen = await compression.choose(request, link.rate, subject.cgroup.tasks())
+    peer.compresses, run.compression, run.compressed = chosen.zstd, chosen, peer.compressed
+    choice = choose(request, subject.memory_bytes, link.model_copy(update={"rate": chosen.rate}))
     run.strategy, run.reason, run.figures["predicted_ms"] = choice.strategy, choice.reason, choice.predicted_ms
 
 

@@ -96,7 +96,7 @@ class FilePasses:
     async def _counted(self, name: str, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         self._run.sending(name)
         async for chunk in chunks:
-            await self._run.pace(len(chunk), packed=True)
+            await self._run.pace(len(chunk), compressed=True)
             yield chunk
             self._run.sent(len(chunk))
 

@@ -31,7 +31,7 @@ def report(run: Run) -> MigrationReport:
         frozen_memory_bytes=_sent(run, memory=True, frozen=True),
         file_bytes=_sent(run, memory=False, frozen=False),
         frozen_file_bytes=_sent(run, memory=False, frozen=True),
-        packing=run.packs.reason,
+        compression=run.compression.reason,
         cpu_s=round(run.cpu_seconds(), 3),
         target_cpu_s=round(run.figures.get("target_cpu_s", 0), 3),
         strategy=run.strategy,

@@ -9,11 +9,11 @@ from typing import Any
 
 from agent.base.pace import Pace
 from agent.base.tasks import to_the_end, until_it_works
-from agent.doors.packing import Packed
+from agent.doors.compression import Compressed
 from agent.migration import machine
+from agent.migration.compression import Chosen
 from agent.migration.journal import Entry, Journal
 from agent.migration.machine import Role
-from agent.migration.packing import Packs
 from protocol.errors import ErrorInfo
 from protocol.status import Part, Phase, PhaseTime
 
@@ -63,9 +63,9 @@ class Run:
         """Somebody has ended the container on purpose meanwhile; then nobody else starts it again."""
         self.strategy = ""
         self.reason = ""
-        self.packs = Packs()
-        self.packed = Packed()
-        """What the peer link has packed so far."""
+        self.compression = Chosen()
+        self.compressed = Compressed()
+        """What the peer link has compressed so far."""
         self.part = ""
         self.bytes_sent = 0
         self.bytes_total: int | None = None
@@ -165,10 +165,10 @@ class Run:
             except Exception:
                 log.exception("%s: its status could not be published", self.id)
 
-    async def pace(self, count: int, *, packed: bool = False) -> None:
-        """Wait until as many bytes may be sent; `packed`: of a part, which may be fewer on the wire."""
+    async def pace(self, count: int, *, compressed: bool = False) -> None:
+        """Wait until as many bytes may be sent; `compressed`: of a part, which may be fewer on the wire."""
         if self.phase in PACED:
-            on_the_wire = int(count / self.packs.ratio) if packed else count
+            on_the_wire = int(count / self.compression.ratio) if compressed else count
             await self._together.take(on_the_wire)
             await self.bandwidth.take(on_the_wire)
 
@@ -189,8 +189,8 @@ class Run:
 
     @property
     def wire_bytes(self) -> int:
-        """What of `bytes_sent` went over the link, when it was packed."""
-        return self.bytes_sent - self.packed.raw + self.packed.packed
+        """What of `bytes_sent` went over the link, when it was compressed."""
+        return self.bytes_sent - self.compressed.raw + self.compressed.compressed
 
     def rate(self) -> float:
         """Bytes a second over about the last second."""

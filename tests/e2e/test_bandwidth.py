@@ -52,9 +52,9 @@ async def test_a_move_keeps_to_a_limit_until_that_is_lifted(moves: Cluster, whos
 
 
 @pytest.mark.parametrize("compress", ["auto", "none"])
-async def test_what_packs_well_is_packed_for_a_slow_link(moves: Cluster, compress: str) -> None:
+async def test_what_compresses_well_is_compressed_for_a_slow_link(moves: Cluster, compress: str) -> None:
     """The counter's memory is nearly all zeros."""
-    name = "packed"
+    name = "compressed"
     run_counter(moves[A], name, mib=32)
     try:
         await counts_on(moves[A], name)
@@ -65,10 +65,10 @@ async def test_what_packs_well_is_packed_for_a_slow_link(moves: Cluster, compres
         assert moved.report is not None
         assert moved.report.frozen_memory_bytes > 32 << 20
         if compress == "auto":
-            assert moved.report.packing.startswith("zstd: a sample packs")
+            assert moved.report.compression.startswith("zstd: a sample compresses")
             assert moved.report.wire_bytes < moved.report.frozen_memory_bytes / 4
         else:
-            assert moved.report.packing == "not packed, as asked"
+            assert moved.report.compression == "not compressed, as asked"
             assert moved.report.wire_bytes > moved.report.frozen_memory_bytes
         await counts_on(moves[B], name)
     finally:

@@ -14,9 +14,9 @@ from agent.base.errors import DockerFailed, TransferFailed
 from agent.base.shell import Shell
 from agent.checkpoint.freezer import Cgroup
 from agent.doors import docker_model
+from agent.doors.compression import Compressed
 from agent.doors.docker import Docker
 from agent.doors.docker_model import Container
-from agent.doors.packing import Packed
 from agent.migration.host import Host
 from agent.migration.journal import Entry, Journal
 from agent.migration.machine import Role
@@ -267,11 +267,11 @@ class FakePeer(Faults):
 
     name = TARGET
     answer: Answer | None = None
-    packs = False
+    compresses = False
 
     def __init__(self) -> None:
         super().__init__()
-        self.packed = Packed()
+        self.compressed = Compressed()
 
     async def __aenter__(self) -> Self:
         return self

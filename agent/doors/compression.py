@@ -1,7 +1,7 @@
-"""What goes over a peer link, packed by zstd where the link is the slower of the two.
+"""What goes over a peer link, compressed by zstd where the link is the slower of the two.
 
-Each frame holds at most `FRAME` bytes and says so itself, behind its length: a receiver never unpacks more than that at
-once, whatever comes. Hashes and sizes of parts are those of what is in it.
+Each frame holds at most `FRAME` bytes and says so itself, behind its length: a receiver never decompresses more than
+that at once, whatever comes. Hashes and sizes of parts are those of what is in it.
 """
 
 import asyncio
@@ -15,22 +15,22 @@ from agent.base.errors import CorruptPart
 FRAME = 1 << 20
 LENGTH = 4
 LEVEL = 1
-"""The fastest that is worth it: what the processor can't do at the link's speed is not packed at all."""
+"""The fastest that is worth it: what the processor can't do at the link's speed is not compressed at all."""
 ENCODING = "X-Transship-Encoding"
 ZSTD = "zstd"
 
 
 @dataclass(slots=True)
-class Packed:
-    """What has gone through a packer."""
+class Compressed:
+    """What has gone through a compressor."""
 
     raw: int = 0
-    packed: int = 0
+    compressed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Tried:
-    """How a sample was packed."""
+    """How a sample was compressed."""
 
     rate: float
     """Bytes a second that one processor takes in."""
@@ -38,7 +38,7 @@ class Tried:
     """How many bytes become one."""
 
 
-async def packed(chunks: AsyncIterator[bytes], count: Packed) -> AsyncIterator[bytes]:
+async def compressed(chunks: AsyncIterator[bytes], count: Compressed) -> AsyncIterator[bytes]:
     """The same bytes in frames; whatever is too little for one waits for more, or for the end."""
     waiting = bytearray()
     async for chunk in chunks:
@@ -50,31 +50,31 @@ async def packed(chunks: AsyncIterator[bytes], count: Packed) -> AsyncIterator[b
         yield await _frame(bytes(waiting), count)
 
 
-async def _frame(data: bytes, count: Packed) -> bytes:
-    frame = await asyncio.to_thread(_pack, data)
+async def _frame(data: bytes, count: Compressed) -> bytes:
+    frame = await asyncio.to_thread(_compress, data)
     count.raw += len(data)
-    count.packed += len(frame) + LENGTH
+    count.compressed += len(frame) + LENGTH
     return len(frame).to_bytes(LENGTH, "big") + frame
 
 
-def _pack(data: bytes) -> bytes:
+def _compress(data: bytes) -> bytes:
     return zstd.frame(data, LEVEL)
 
 
-async def unpacked(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+async def decompressed(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     """What was in the frames.
 
     Raises:
-        CorruptPart: it is not what `packed` makes, or was cut off.
+        CorruptPart: it is not what `compressed` makes, or was cut off.
 
     """
     waiting = bytearray()
     async for chunk in chunks:
         waiting += chunk
         while (frame := _take_frame(waiting)) is not None:
-            yield await asyncio.to_thread(_unpack, frame)
+            yield await asyncio.to_thread(_decompress, frame)
     if waiting:
-        raise CorruptPart("the packed stream was cut off")
+        raise CorruptPart("the compressed stream was cut off")
 
 
 def _take_frame(waiting: bytearray) -> bytes | None:
@@ -82,8 +82,8 @@ def _take_frame(waiting: bytearray) -> bytes | None:
     if len(waiting) < LENGTH:
         return None
     end = LENGTH + int.from_bytes(waiting[:LENGTH], "big")
-    if end > LENGTH + 2 * FRAME:  # zstd adds next to nothing to what it can't pack
-        raise CorruptPart("the packed stream has a frame that is too long")
+    if end > LENGTH + 2 * FRAME:  # zstd adds next to nothing to what it can not compress
+        raise CorruptPart("the compressed stream has a frame that is too long")
     if len(waiting) < end:
         return None
     frame = bytes(waiting[LENGTH:end])
@@ -91,16 +91,16 @@ def _take_frame(waiting: bytearray) -> bytes | None:
     return frame
 
 
-def _unpack(frame: bytes) -> bytes:
+def _decompress(frame: bytes) -> bytes:
     try:
         return zstd.unframe(frame, FRAME)
     except zstd.ZstdError as error:
-        raise CorruptPart(f"the packed stream is broken: {error}") from None
+        raise CorruptPart(f"the compressed stream is broken: {error}") from None
 
 
 def try_out(sample: bytes) -> Tried:
-    """Pack a sample; blocks for some milliseconds a MiB."""
+    """Compress a sample; blocks for some milliseconds a MiB."""
     began, size = time.monotonic(), 0
     for at in range(0, len(sample), FRAME):
-        size += len(_pack(sample[at : at + FRAME]))
+        size += len(_compress(sample[at : at + FRAME]))
     return Tried(len(sample) / max(time.monotonic() - began, 1e-6), len(sample) / max(size, 1))

@@ -1,4 +1,4 @@
-"""Parts that are packed on their way, and whether they are."""
+"""Parts that are compressed on their way, and whether they are."""
 
 import contextlib
 import os
@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from agent.base import zstd
 from agent.base.errors import CorruptPart
 from agent.checkpoint import sample
-from agent.doors.packing import FRAME, LENGTH, Packed, packed, try_out, unpacked
-from agent.migration.packing import choose
+from agent.doors.compression import FRAME, LENGTH, Compressed, compressed, decompressed, try_out
+from agent.migration.compression import choose
 from protocol.commands import Migrate
 
 MIB = 1 << 20
@@ -36,19 +36,19 @@ def framed(data: bytes) -> bytes:
 
 @given(st.lists(st.binary(max_size=3000)), st.integers(min_value=1, max_value=5000))
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
-async def test_what_was_packed_comes_out_again_however_it_is_cut(data: list[bytes], cut: int) -> None:
-    wire = await joined(packed(chunks(*data), Packed()))
+async def test_what_was_compressed_comes_out_again_however_it_is_cut(data: list[bytes], cut: int) -> None:
+    wire = await joined(compressed(chunks(*data), Compressed()))
     cuts = [wire[at : at + cut] for at in range(0, len(wire), cut)]
-    assert await joined(unpacked(chunks(*cuts))) == b"".join(data)
+    assert await joined(decompressed(chunks(*cuts))) == b"".join(data)
 
 
 async def test_no_frame_holds_more_than_its_bound_and_all_is_counted() -> None:
-    data, count = os.urandom(FRAME) + bytes(2 * FRAME + 5), Packed()
-    wire = [frame async for frame in packed(chunks(data), count)]
+    data, count = os.urandom(FRAME) + bytes(2 * FRAME + 5), Compressed()
+    wire = [frame async for frame in compressed(chunks(data), count)]
     assert len(wire) == 4
     assert count.raw == len(data)
-    assert count.packed == sum(map(len, wire)) < FRAME + 4096
-    assert [len(chunk) async for chunk in unpacked(chunks(*wire))] == [FRAME, FRAME, FRAME, 5]
+    assert count.compressed == sum(map(len, wire)) < FRAME + 4096
+    assert [len(chunk) async for chunk in decompressed(chunks(*wire))] == [FRAME, FRAME, FRAME, 5]
 
 
 @pytest.mark.parametrize(
@@ -66,14 +66,14 @@ async def test_no_frame_holds_more_than_its_bound_and_all_is_counted() -> None:
 )
 async def test_what_is_none_is_corrupt(wire: bytes) -> None:
     with pytest.raises(CorruptPart):
-        await joined(unpacked(chunks(wire)))
+        await joined(decompressed(chunks(wire)))
 
 
 @given(st.binary(max_size=400))
 @settings(deadline=None, max_examples=300)
-async def test_any_bytes_are_refused_or_unpacked(wire: bytes) -> None:
+async def test_any_bytes_are_refused_or_decompressed(wire: bytes) -> None:
     with contextlib.suppress(CorruptPart):
-        await joined(unpacked(chunks(wire)))
+        await joined(decompressed(chunks(wire)))
 
 
 @pytest.fixture(params=["noise", "text"])
@@ -102,7 +102,7 @@ def test_a_process_that_is_gone_has_no_sample() -> None:
 
 
 @pytest.mark.parametrize(
-    ("filled", "link", "compress", "packs"),
+    ("filled", "link", "compress", "compresses"),
     [
         ("text", SLOW, "auto", True),
         ("noise", SLOW, "auto", False),
@@ -112,20 +112,20 @@ def test_a_process_that_is_gone_has_no_sample() -> None:
     ],
     indirect=["filled"],
 )
-async def test_it_is_packed_where_that_is_faster(
-    filled: tuple[str, int], link: float, compress: str, packs: bool
+async def test_it_is_compressed_where_that_is_faster(
+    filled: tuple[str, int], link: float, compress: str, compresses: bool
 ) -> None:
     found = await choose(wanted(compress=compress), link, [filled[1]])
-    assert found.packs is packs, found.reason
+    assert found.zstd is compresses, found.reason
     assert ("as asked" in found.reason) is (compress != "auto")
     if compress == "auto":
         assert ("to 1 at" in found.reason) is (link == SLOW)
-        assert (found.rate > link) is packs
+        assert (found.rate > link) is compresses
 
 
 @pytest.mark.parametrize("filled", ["text"], indirect=True)
 async def test_a_limit_of_bandwidth_makes_the_link_as_slow(filled: tuple[str, int]) -> None:
-    assert (await choose(wanted(bandwidth=1 << 20), FAST, [filled[1]])).packs
+    assert (await choose(wanted(bandwidth=1 << 20), FAST, [filled[1]])).zstd
 
 
 def wanted(**fields: object) -> Migrate:
