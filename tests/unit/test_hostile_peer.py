@@ -326,6 +326,19 @@ async def test_a_symlink_planted_in_place_of_a_bind_mount_leads_nowhere(allowed:
     assert (tmp_path / "outside/precious").read_text() == "untouched"
 
 
+async def test_an_allowed_folder_that_is_not_there_is_made_and_taken_back(tmp_path: Path) -> None:
+    base, run = tmp_path / "srv/copied", Noted()
+    await belongings._make_folder(cast("Any", run), 0, [base], base / "user/data")
+    assert (base / "user/data").is_dir()
+    assert base.stat().st_mode & 0o777 == 0o755
+    with belongings.bind_folder(cast("Any", run), "0") as fd:
+        os.close(os.open("content", os.O_CREAT | os.O_WRONLY, 0o600, dir_fd=fd))
+    nothing = SimpleNamespace(docker=None)
+    await belongings.take_back(cast("Any", nothing), cast("Any", run))
+    assert not base.exists()
+    await belongings.take_back(cast("Any", nothing), cast("Any", run))
+
+
 async def test_a_symlink_on_the_way_while_it_is_made_is_refused(
     allowed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
