@@ -20,6 +20,7 @@ from agent.base.errors import AgentError
 from agent.base.tasks import beside, until_it_works
 from agent.checkpoint import freezer, measure
 from agent.doors import systemd
+from agent.doors.docker_events import DockerEvent
 from agent.doors.docker_model import Container
 from agent.migration import kept
 from agent.migration.host import Host
@@ -53,6 +54,10 @@ class Evacuates(Protocol):
 
     def stays(self) -> None:
         """It does not go down after all."""
+
+
+def _may_change_health(event: DockerEvent, container_id: str) -> bool:
+    return event.container_id == container_id and event.action in ("health_status", "die", "destroy")
 
 
 class HostDown:
@@ -229,12 +234,17 @@ class HostDown:
             log.warning("%s can't be started again: %s", one.name, error.message)
             await self._say("boot-start-failed", container=one.name, why=error.message)
             return
-        end = time.monotonic() + HEALTHY_SECONDS
-        while healthy and time.monotonic() < end:
-            found = await self._host.docker.find(one.id)
-            if found is None or found.health != "starting":
-                return
-            await asyncio.sleep(0.5)
+        if healthy:
+            await self._until_it_is_known_to_be_healthy(one.id)
+
+    async def _until_it_is_known_to_be_healthy(self, container_id: str) -> None:
+        """Or not to be, or that it has ended; or until that takes too long."""
+        docker = self._host.docker
+        with contextlib.suppress(TimeoutError, AgentError):
+            async with asyncio.timeout(HEALTHY_SECONDS), docker.events(time.time_ns()) as events:
+                while (found := await docker.find(container_id)) is not None and found.health == "starting":
+                    while not _may_change_health(await anext(events), container_id):
+                        pass
 
     def _write(self) -> None:
         path = self._host.settings.state_dir / FILE

@@ -2,7 +2,8 @@
 
 import asyncio
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from agent.doors.docker_events import DockerEvent
 from agent.doors.docker_model import Container
 from agent.migration import kept
 from agent.shutdown import hibernate, host_down, wishes
@@ -26,6 +28,21 @@ class FakeDocker:
     def __init__(self) -> None:
         self.containers: dict[str, Container] = {}
         self.did: list[tuple[str, str]] = []
+        self.probed: asyncio.Queue[DockerEvent] = asyncio.Queue()
+        self.health = ""
+        """Of what is started."""
+
+    @asynccontextmanager
+    async def events(self, since: int) -> AsyncIterator[AsyncIterator[DockerEvent]]:
+        async def told() -> AsyncIterator[DockerEvent]:
+            while True:
+                yield await self.probed.get()
+
+        yield told()
+
+    def probes(self, ref: str, health: str) -> None:
+        found = self.containers[ref] = replace(self.containers[ref], health=health)
+        self.probed.put_nowait(DockerEvent("container", "health_status", health, ref, found.name, {}, 1))
 
     async def find(self, ref: str) -> Container | None:
         return self.containers.get(ref)
@@ -35,7 +52,7 @@ class FakeDocker:
 
     async def start(self, ref: str) -> None:
         self.did.append(("start", self.containers[ref].name))
-        self.containers[ref] = replace(self.containers[ref], running=True, health="")
+        self.containers[ref] = replace(self.containers[ref], running=True, health=self.health)
 
 
 class FakeSleepers:
@@ -171,6 +188,28 @@ async def test_after_the_boot_each_is_started_once_and_after_those_that_it_depen
     await room.agent().boot()
     assert room.docker.did == [("start", "db"), ("start", "web")]
     assert not (room.state / host_down.FILE).exists()
+
+
+async def test_after_the_boot_one_that_has_to_be_healthy_is_waited_for(
+    room: Room, rebooted: Callable[[], None]
+) -> None:
+    room.add("web", project="shop", service="web", depends_on="db:service_healthy:false")
+    db = room.add("db", project="shop", service="db")
+    await room.agent().begin(60, "a test")
+    room.docker.did.clear()
+    room.docker.health = "starting"
+    rebooted()
+    booting = asyncio.create_task(room.agent().boot())
+    async with asyncio.timeout(10):
+        while not room.docker.did:
+            await asyncio.sleep(0)
+        room.docker.probes(db, "starting")
+        while not room.docker.probed.empty():
+            await asyncio.sleep(0)
+        assert room.docker.did == [("start", "db")], "its probes have not said so yet"
+        room.docker.probes(db, "healthy")
+        await booting
+    assert room.docker.did == [("start", "db"), ("start", "web")]
 
 
 async def test_an_agent_that_is_restarted_in_between_starts_nothing(room: Room) -> None:

@@ -26,7 +26,7 @@ WAITS = {
     "agent/prework/container_log.py": "a log file that dockerd is writing",
     "agent/prework/printed.py": "pipes that dockerd is emptying",
     "agent/shutdown/hibernate.py": "the end of processes from outside that it has killed",
-    "agent/shutdown/host_down.py": "tells systemd that it goes on; the health of what others depend on, at boot",
+    "agent/shutdown/host_down.py": "tells systemd that it goes on",
     "agent/shutdown/sleepers.py": "the end of CRIU, and of a program that is stopped in its place",
     "agent/strategy/dump.py": "the end of CRIU",
     "agent/strategy/postcopy.py": "between two attempts at connecting",
@@ -36,7 +36,6 @@ WAITS = {
 ASKS = {"list", "find", "inspect", "running_execs", "networks", "network", "volume", "images", "memory"}
 """What may be asked of the door to dockerd."""
 ASKED_AGAIN = {
-    "agent/shutdown/host_down.py": "at boot, the health of a container that others depend on: its events may be over",
     "agent/vault/take.py": "the end of a container that it has just killed, for ten seconds at most",
 }
 
