@@ -11,7 +11,6 @@ from typing import Any
 import zstandard
 
 from agent.archive import crypt, layout
-from agent.archive.writer import ArchiveWriter
 from agent.base.protobuf import packed
 from agent.checkpoint import images
 from agent.checkpoint.segments import END, header, padding
@@ -19,49 +18,12 @@ from agent.prework.container_log import FRAME
 from agent.runtime.pages import ACK, DATA, HEAD, HELLO
 from agent.runtime.pages import END as LAST
 from protocol import commands, peer, schemas, status
+from tests.contract.samples import sample
 from tests.fuzz.targets import KEY
+from tests.unit import made_archive
 from tests.unit.handmade_tar import STREAM
 
 ID = "m-0123456789abcdef"
-
-
-def sample(schema: dict[str, Any], definitions: dict[str, Any]) -> Any:
-    """A value for a schema, with every field set."""
-    if "$ref" in schema:
-        return sample(definitions[schema["$ref"].rpartition("/")[2]], definitions)
-    if "anyOf" in schema:
-        return sample(schema["anyOf"][0], definitions)
-    if "const" in schema or "enum" in schema:
-        return schema.get("const", schema.get("enum", [None])[0])
-    match schema.get("type"):
-        case "object":
-            return {name: sample(one, definitions) for name, one in schema.get("properties", {}).items()}
-        case "array":
-            return [sample(schema["items"], definitions)] if "items" in schema else []
-        case "string":
-            return _text(schema)
-        case "integer" | "number":
-            return 1
-        case "boolean":
-            return True
-        case _:
-            return None
-
-
-def _text(schema: dict[str, Any]) -> str:
-    if "format" in schema and "date" in schema["format"]:
-        return "2025-01-01T12:00:00Z"
-    pattern = schema.get("pattern", "")
-    known = {
-        "{64}": "8f" * 32,
-        "m-": ID,
-        "^e-": "e-0123456789abcdef",
-        "{12}": "5f0c2a9be771",
-        "{16}": "0123456789abcdef",
-        "oci": "oci:r:5000/name",
-        "{1,3}": "::1",
-    }
-    return next((text for part, text in known.items() if part in pattern), "abc")
 
 
 def good(model: Any) -> bytes:
@@ -110,19 +72,6 @@ def an_offer() -> bytes:
     return json.dumps(found).encode()
 
 
-async def _archive(members: dict[str, bytes]) -> bytes:
-    written: list[bytes] = []
-
-    async def put(chunk: bytes) -> None:
-        written.append(chunk)
-
-    writer = ArchiveWriter(put)
-    for name, content in members.items():
-        await writer.small(name, content)
-    await writer.close()
-    return b"".join(written)
-
-
 def manifest() -> bytes:
     schema = layout.Manifest.model_json_schema()
     return json.dumps(sample(schema, schema.get("$defs", {}))).encode()
@@ -131,7 +80,9 @@ def manifest() -> bytes:
 def archive() -> bytes:
     loop = asyncio.new_event_loop()
     try:
-        return loop.run_until_complete(_archive({layout.MANIFEST: manifest(), "checkpoint/pages-1.img": b"p" * 700}))
+        return loop.run_until_complete(
+            made_archive.archive({layout.MANIFEST: manifest(), "checkpoint/pages-1.img": b"p" * 700})
+        )
     finally:
         loop.close()
 

@@ -18,22 +18,9 @@ from agent.archive.pipeline import Compression, Output
 from agent.archive.reader import ArchiveReader
 from agent.archive.writer import ArchiveWriter
 from agent.base.errors import AgentError, CorruptPart, Refused, StepFailed
+from tests.unit.made_archive import archive
 
 KEY = bytes(range(32))
-
-
-async def archive(members: dict[str, bytes]) -> bytes:
-    """The plain tar of these."""
-    written: list[bytes] = []
-
-    async def put(chunk: bytes) -> None:
-        written.append(chunk)
-
-    writer = ArchiveWriter(put)
-    for name, content in members.items():
-        await writer.small(name, content)
-    await writer.close()
-    return b"".join(written)
 
 
 async def chunked(data: bytes, size: int = 1000) -> AsyncIterator[bytes]:
