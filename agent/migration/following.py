@@ -132,6 +132,8 @@ class Following:
     async def end(self) -> None:
         """End what can't go on, before its missing pages are read as zeros."""
         if (group := self._group()) is not None:
+            await self.hold()
+            await self.stop()  # first: its end has the tasks held once more, and nobody would thaw what is dead by then
             await freezer.kill_frozen(group)
 
     async def stop(self) -> None:

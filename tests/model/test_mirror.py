@@ -108,7 +108,7 @@ ORDER: list[tuple[Callable[..., Any], str]] = [
     (Target.settle, "_clear_hand_over set_back start_as_docker_would"),
     (Target.forget, "go look end settle enter(Phase.DONE)"),
     (Following.look, "note_down hold note_down"),
-    (Following.end, "kill_frozen"),
+    (Following.end, "hold stop kill_frozen"),
     (PostCopy.stop_serving, "shut stop criu_in"),
     (Target.discard, "_end_copy remove _clear_hand_over take_back enter(Phase.DISCARDED)"),
     (Target._end_copy, "stop say end"),
