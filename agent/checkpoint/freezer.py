@@ -72,6 +72,24 @@ def cgroup_of(pid: int) -> Cgroup:
     return Cgroup(CGROUP_ROOT / unified.lstrip("/"), 2)
 
 
+def of_container(container_id: str) -> list[Cgroup]:
+    """The freezer's cgroups that bear a container's id, whoever knows of them still; blocks for some milliseconds."""
+    version = 1 if (CGROUP_ROOT / "freezer").is_dir() else 2
+    root = CGROUP_ROOT / "freezer" if version == 1 else CGROUP_ROOT
+    return [Cgroup(path, version) for path in _folders_of(container_id, root) if container_id in path.name]
+
+
+def remove_of(container_id: str) -> None:
+    """Make sure that no empty cgroup of a container is left, in any hierarchy; blocks for some milliseconds."""
+    for path in sorted(_folders_of(container_id, CGROUP_ROOT), reverse=True):  # what is inside comes first
+        with contextlib.suppress(OSError):
+            path.rmdir()
+
+
+def _folders_of(container_id: str, root: Path) -> list[Path]:
+    return [Path(folder) for folder, _, _ in os.walk(root) if container_id in folder]
+
+
 def freezing(group: Cgroup) -> tuple[Path, str]:
     """The file that freezes it, and what is to be written there."""
     return (group.path / "freezer.state", "FROZEN") if group.version == 1 else (group.path / "cgroup.freeze", "1")

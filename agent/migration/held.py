@@ -46,6 +46,18 @@ async def end(hand_over: HandOver, result: RestoreResult) -> None:
         await freezer.kill_frozen(group)  # CRIU is in it too
 
 
+async def end_in_part(hand_over: HandOver) -> None:
+    """The same of one whose restore has failed half-way, or hangs: nobody has said which is its first process.
+
+    What runc and CRIU had made by then goes with them where they end by themselves, and stays where they were killed.
+    """
+    groups = [group for group in await asyncio.to_thread(freezer.of_container, hand_over.path.name) if group.tasks()]
+    if groups:
+        await hand_over.unmount_all(killed=True)
+    for group in groups:
+        await freezer.kill_frozen(group)
+
+
 def _cgroup(container_id: str, pids: list[int]) -> Cgroup | None:
     """The container's own, by its name. Of a process that is dead already the kernel says the root, and of runc the
     engine's: neither must be killed.

@@ -299,6 +299,7 @@ class Target:
         if self.container_id:
             await self._end_copy(self._hand_over_again())
             await self._host.docker.remove(self.container_id, force=True, volumes=False)
+            await asyncio.to_thread(freezer.remove_of, self.container_id)  # runc does not know of what it was killed in
         elif self.run.record.get("creating"):
             await belongings.remove_half_created(self._host.docker, self.offer)
         await self._clear_hand_over()
@@ -315,6 +316,8 @@ class Target:
         result = await hand_over.outcome(self._host.settings.deadlines.docker)
         if result is not None and result.pid:
             await held.end(hand_over, result)
+        else:
+            await held.end_in_part(hand_over)
         if self._start is not None:  # not before: a dockerd that could not start it waits for the end of what is held
             await asyncio.wait({self._start}, timeout=self._host.settings.deadlines.docker)
             if self._start.done() and not self._start.cancelled():

@@ -1,0 +1,48 @@
+"""What the engine does not delete of a container: its cgroups are found by its id, and go when nothing is in them."""
+
+from pathlib import Path
+
+import pytest
+
+from agent.checkpoint import freezer
+
+ID, OTHER = "5f" * 32, "6a" * 32
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(freezer, "CGROUP_ROOT", tmp_path)
+    return tmp_path
+
+
+def made(root: Path, *paths: str) -> None:
+    for path in paths:
+        (root / path).mkdir(parents=True)
+
+
+@pytest.mark.parametrize(
+    ("paths", "version", "found"),
+    [
+        ((f"freezer/docker/{ID}/inner", f"memory/docker/{ID}", f"freezer/docker/{OTHER}"), 1, f"freezer/docker/{ID}"),
+        ((f"system.slice/docker-{ID}.scope/inner", "init.scope"), 2, f"system.slice/docker-{ID}.scope"),
+    ],
+)
+def test_it_is_found_by_its_id(root: Path, paths: tuple[str, ...], version: int, found: str) -> None:
+    made(root, *paths)
+    assert freezer.of_container(ID) == [freezer.Cgroup(root / found, version)]
+    assert freezer.of_container("7b" * 32) == []
+
+
+def test_all_of_it_goes_and_nothing_of_others(root: Path) -> None:
+    made(root, f"freezer/docker/{ID}/inner", f"memory/docker/{ID}", f"memory/docker/{OTHER}")
+    freezer.remove_of(ID)
+    freezer.remove_of(ID)
+    assert freezer.of_container(ID) == []
+    assert [path.name for path in (root / "memory/docker").iterdir()] == [OTHER]
+
+
+def test_what_is_not_empty_stays(root: Path) -> None:
+    made(root, f"memory/docker/{ID}")
+    (root / f"memory/docker/{ID}/busy").write_text("a file cannot be removed with its folder")
+    freezer.remove_of(ID)
+    assert (root / f"memory/docker/{ID}/busy").exists()
