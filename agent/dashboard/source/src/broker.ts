@@ -19,6 +19,8 @@ export interface Access {
 
 export interface Hears {
   connected(): void;
+  /** From now on nothing that is said is missed. */
+  listens(): void;
   lost(why: string): void;
   refused(why: string): void;
   message(message: Message): void;
@@ -55,7 +57,7 @@ export class Broker {
     this.client.on("connect", () => {
       ever = true;
       hears.connected();
-      this.client.subscribe([...READ, this.replies], { qos: 1 });
+      this.client.subscribe([...READ, this.replies], { qos: 1 }, () => hears.listens());
     });
     this.client.on("message", (topic, payload, packet) => {
       if (topic === this.replies) this.replied(payload, packet.properties?.correlationData);

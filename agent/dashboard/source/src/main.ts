@@ -98,9 +98,11 @@ function connect(access: Access): void {
       byId("login-error").textContent = "";
       store.forgetAll(); // all that is retained comes again
       mayCommand.clear();
+      redraw();
+    },
+    listens() {
       say(byId("state"), `connected as ${access.user || "nobody"}`);
       byId("state").className = "up";
-      redraw();
     },
     lost(why) {
       say(byId("state"), `the broker is away${why ? `: ${why}` : ""}`);
