@@ -84,11 +84,16 @@ def node_a(mosquitto: Mosquitto) -> Leaving:
 
 
 @pytest.fixture
-async def node_b(mosquitto: Mosquitto) -> AsyncIterator[Leaving]:
+def node_b(mosquitto: Mosquitto) -> Leaving:
     """It has one container whose home is node-a."""
-    host = Leaving("node-b", mosquitto.settings, [container("node-b", "guest", 4, home="node-a")], pace=0.1)
-    async with host.running():
-        yield host
+    return Leaving("node-b", mosquitto.settings, [container("node-b", "guest", 4, home="node-a")], pace=0.1)
+
+
+@pytest.fixture
+async def hosts(node_a: Leaving, node_b: Leaving) -> AsyncIterator[None]:
+    """In place of those of conftest.py: two of one name would take the broker's session from each other."""
+    async with node_a.running(), node_b.running():
+        yield
 
 
 def lines(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:

@@ -180,7 +180,16 @@ def left(host: Host, word: str) -> list[str]:
 
 async def no_memory_left(moves: Cluster, word: str) -> None:
     for name in (A, B):
-        await until(lambda host=moves[name]: not left(host, word), f"nothing of its memory is left on {name}", 40)
+        found: list[str] = []
+
+        def looked(host: Host = moves[name], found: list[str] = found) -> bool:
+            found[:] = left(host, word)
+            return not found
+
+        try:
+            await until(looked, f"nothing of its memory is left on {name}", 40)
+        except AssertionError as error:
+            raise AssertionError(f"{error}: {found}") from None
 
 
 class Images:
