@@ -203,11 +203,14 @@ class Images:
         self._thread.start()
 
     def _look(self) -> None:
-        script = "find /run/transship -name '*.img' -printf '%m %F %p\\n' 2>/dev/null"
+        # Of each file its own file system: find knows only those that were mounted when it began.
+        each = 'for one; do echo "$(stat -c %a "$one") $(stat -f -c %T "$one")"; done'
+        script = f"find /run/transship -name '*.img' -exec sh -c '{each}' sh {{}} + 2>/dev/null"
         while not self._go_on.is_set():
             for line in self._host.run(["sh", "-c", script], check=False).stdout.splitlines():
-                mode, system, _ = line.split(" ", 2)
-                self.seen.add((mode, system))
+                mode, _, system = line.partition(" ")
+                if mode and system:  # else it went in between
+                    self.seen.add((mode, system))
 
     def end(self) -> set[tuple[str, str]]:
         self._go_on.set()
