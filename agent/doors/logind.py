@@ -50,12 +50,12 @@ class Logind:
                 except (OSError, TimeoutError, EOFError) as error:
                     log.info("no logind: %s", error)
                 self.release()
+                self._disconnect()  # one whose logind did not answer would go on to be told of shutdowns
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, LONGEST_PAUSE)
         finally:
             self.release()
-            if self._bus is not None:
-                self._bus.disconnect()
+            self._disconnect()
 
     async def _connect(self) -> "MessageBus":
         """Raises OSError, EOFError or TimeoutError: there is no bus, or no logind on it."""
@@ -67,7 +67,8 @@ class Logind:
 
         async with asyncio.timeout(CALL_SECONDS):
             try:
-                self._bus = bus = await MessageBus(bus_type=BusType.SYSTEM, negotiate_unix_fd=True).connect()
+                self._bus = bus = MessageBus(bus_type=BusType.SYSTEM, negotiate_unix_fd=True)
+                await bus.connect()
             except AuthError as error:
                 raise PermissionError(f"the system bus does not take us: {error}") from error
             rule = f"type='signal',sender='{NAME}',interface='{MANAGER}',member='{SIGNAL}'"
@@ -97,6 +98,11 @@ class Logind:
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
+
+    def _disconnect(self) -> None:
+        if self._bus is not None:
+            self._bus.disconnect()
+            self._bus = None
 
     def _heard(self, message: "Message") -> None:
         from dbus_fast import MessageType

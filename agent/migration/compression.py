@@ -19,10 +19,11 @@ LEAST = 256 << 10
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """What was decided, and the bytes of the container a second that get across with it."""
+    """What was decided."""
 
     zstd: bool = False
     rate: float = 0.0
+    """Bytes of the container a second that get across with it in the blackout, in which no limit holds."""
     ratio: float = 1.0
     """Bytes of the container to one on the wire."""
     reason: str = ""
@@ -37,12 +38,12 @@ async def choose(request: Migrate, link_rate: float, pids: list[int]) -> Chosen:
         return Chosen(False, link_rate, 1.0, "not compressed, as asked")
     taken = await asyncio.to_thread(sample.memory, pids)
     tried = await asyncio.to_thread(try_out, taken) if len(taken) >= LEAST else Tried(0.0, 1.0)
-    compressed_rate = min(tried.rate, rate * tried.ratio)
+    compressed_rate, unlimited = (min(tried.rate, each * tried.ratio) for each in (rate, link_rate))
     figures = f"a sample compresses {tried.ratio:.1f} to 1 at {tried.rate / (1 << 20):.0f} MiB/s"
     if request.compress is Compress.ZSTD:
-        return Chosen(True, compressed_rate or link_rate, tried.ratio, f"zstd, as asked: {figures}")
+        return Chosen(True, unlimited or link_rate, tried.ratio, f"zstd, as asked: {figures}")
     if compressed_rate > rate * GAIN:
-        return Chosen(True, compressed_rate, tried.ratio, f"zstd: {figures}")
+        return Chosen(True, unlimited, tried.ratio, f"zstd: {figures}")
     return Chosen(
         False, link_rate, 1.0, f"not compressed: {figures}" if tried.rate else "not compressed: too little memory"
     )

@@ -1,11 +1,10 @@
 """Whether this host takes containers: one that is to be empty does not. A small file that outlives agent and reboot."""
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from agent.base.durable import publish
+from agent.base import durable
 from protocol.errors import ErrorCode, Reason
 
 FILE = "cordoned.json"
@@ -23,12 +22,7 @@ class Cordon:
 
 def put(state: Path, cordon: Cordon) -> None:
     """Durable when this returns."""
-    part = state / f"{FILE}.part"
-    with part.open("w") as file:
-        json.dump(asdict(cordon), file)
-        file.flush()
-        os.fsync(file.fileno())
-    publish(part, state / FILE)
+    durable.write(state / FILE, json.dumps(asdict(cordon)))
 
 
 def lift(state: Path) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from agent.base.durable import publish
+from agent.base import durable
 from agent.base.errors import AgentError
 from agent.checkpoint import proc
 from agent.doors.docker import Docker
@@ -50,12 +50,8 @@ def keep(state: Path, container_id: str, wanted: Kept) -> None:
         return
     path = _path(state, container_id)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    with part.open("w") as file:
-        json.dump({"policy": dict(wanted.policy), "started_at": wanted.started_at, "owner": wanted.owner}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    publish(part, path)
+    content = {"policy": dict(wanted.policy), "started_at": wanted.started_at, "owner": wanted.owner}
+    durable.write(path, json.dumps(content))
 
 
 def give_up(state: Path, container_id: str) -> None:

@@ -6,7 +6,10 @@
     hook.sh         agent -> runc       runs the script that it is given in the new network namespace
     first           agent -> hook       before anything is restored: lock, addresses, sysctls
     last            runtime -> hook     settings of interfaces, once dockerd has attached them
+    hold.sh         agent -> CRIU       run at each of CRIU's stages: says `held`, and waits there for `release`
     lock.nft        the drop tables
+    addresses       agent -> hook       stand-in addresses, until dockerd has given the container its own
+    log             agent -> runtime    what was printed last, to be printed again
     sysctls         runtime -> hook     settings of the network, as shell commands
     bin/criu        agent -> runc       what runc takes for CRIU: waits until there are images, then is CRIU
     images-there    fifo, runtime -> bin/criu  one line
@@ -16,6 +19,7 @@
     staged.json     runtime -> agent    root file system and bundle; there once the runtime waits
     made            fifo, hook -> runtime      one line: the first process, whose network namespace is locked
     held            fifo, CRIU -> runtime      one line: the first process, when every task is restored and held
+    release         fifo, agent -> hold.sh     one word: the tasks run
     restoring       locked by the runtime for as long as a restore is under way that `create` has not waited for
     restored        runtime -> `start`         there once the tasks are held
     result.json     runtime -> agent    how the restore ended, with times

@@ -292,6 +292,8 @@ class Evacuation:
                 self._around.sources.cancel(row.shown.migration or "", Cancelled(why.message))
             except Refused as refused:
                 log.info("%s: %s", row.shown.container, refused.message)  # it is decided, and goes on
+                if not await self._around.sources.knows(row.shown.migration or ""):
+                    row.leave(why)  # its time was over before it was begun
         try:
             async with asyncio.timeout(LAST_SECONDS):
                 while self._of(EvacueeState.MOVING):

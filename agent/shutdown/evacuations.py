@@ -7,16 +7,16 @@ containers are still to leave. It ends as `interrupted`, says so, and the host s
 """
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any, Final, Protocol
 
-from agent.base.durable import publish
+from agent.base import durable
 from agent.base.errors import AgentError, Refused
 from agent.doors.docker import unavailable
 from agent.migration import cordon, homes
@@ -123,6 +123,10 @@ class Evacuations:
                 hint="the retained status of the host's evacuation says what has become of it",
             )
         self._now.cancel()
+
+    def cordon(self) -> Cordon | None:
+        """The one that holds now."""
+        return cordon.find(self._state)
 
     def put_cordon(self, why: str, *, this_boot: bool = False) -> None:
         """Take no containers any more; with `this_boot` until the host has been rebooted."""
@@ -246,7 +250,8 @@ class Evacuations:
         except Exception as error:
             log.exception("%s has failed", evacuation.order.id)
             status = await self._failed(evacuation, error)
-        self._now = None
+        finally:
+            self._now = None
         left = [one.container for one in status.containers if one.state is EvacueeState.LEFT]
         log.info("%s is %s: %d left behind%s", status.id, status.state, len(left), f" ({', '.join(left)})" * bool(left))
         if ended is not None:
@@ -254,22 +259,29 @@ class Evacuations:
         return status
 
     async def _failed(self, evacuation: Evacuation, error: Exception) -> EvacuationStatus:
-        """Dockerd was away, or a bug: what was not moved stays, and is said."""
+        """Dockerd was away, the disk is full, or a bug: what was not moved stays, and is said."""
         foreseen = (unavailable(error) or error) if isinstance(error, AgentError) else None
         unforeseen = ErrorInfo(code=ErrorCode.INTERNAL, message=f"{type(error).__name__}: {error}")
         evacuation.error = foreseen.info() if foreseen is not None else unforeseen
         for row in evacuation.rows.values():
+            with contextlib.suppress(AgentError, OSError):  # the journal's disk, too; what is decided goes on by itself
+                await self._catch_up(row)
             if row.state is EvacueeState.WAITING:
                 row.leave(evacuation.error)
         evacuation.state = EvacuationState.CANCELLED
-        await self._changed(evacuation)
+        try:
+            await self._changed(evacuation)
+        except OSError:
+            log.exception("the end of %s can't be written down", evacuation.order.id)
+            await self._telling.evacuation(evacuation.status())
         return evacuation.status()
 
     async def _changed(self, evacuation: Evacuation) -> None:
         now = evacuation.state, tuple(row.shown for row in evacuation.rows.values())
         if not self._closing and now != self._said:
-            status, self._said = evacuation.status(), now
+            status = evacuation.status()
             self._write(evacuation, status)
+            self._said = now
             await self._telling.evacuation(status)
 
     async def _at_home_in(self, host: str) -> list[str]:
@@ -292,12 +304,7 @@ class Evacuations:
             "attempts": {each: row.attempts for each, row in evacuation.rows.items()},
             "status": status.model_dump(mode="json"),
         }
-        part = self._state / f"{FILE}.part"
-        with part.open("w") as file:
-            json.dump(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        publish(part, self._state / FILE)
+        durable.write(self._state / FILE, json.dumps(content))
 
     def _read(self) -> "_Found | None":
         try:

@@ -26,8 +26,11 @@ class MovesAway:
             Refused: another evacuation goes on.
 
         """
-        self._evacuations.put_cordon(WHY, this_boot=True)
-        self._cordoned = True
+        found = self._evacuations.cordon()
+        if found is None:
+            self._evacuations.put_cordon(WHY, this_boot=True)
+        # A person's stays as it is, also when the shutdown is called off; ours may be of the agent before this one.
+        self._cordoned = found is None or (found.why == WHY and bool(found.boot))
         order = Order(
             id=evacuation_id(new_command_id()),
             parallel=self._parallel,

@@ -63,10 +63,6 @@ class Plan:
     def going(self) -> tuple[Placement, ...]:
         return tuple(each for each in self.placements if each.to is not None)
 
-    @property
-    def seconds(self) -> float:
-        return max((each.ends_s for each in self.going), default=0.0)
-
 
 def order(leaving: Sequence[Leaving]) -> list[Leaving]:
     """By priority, the smaller ones first; by name where there is nothing else."""

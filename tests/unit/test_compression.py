@@ -125,7 +125,9 @@ async def test_it_is_compressed_where_that_is_faster(
 
 @pytest.mark.parametrize("filled", ["text"], indirect=True)
 async def test_a_limit_of_bandwidth_makes_the_link_as_slow(filled: tuple[str, int]) -> None:
-    assert (await choose(wanted(bandwidth=1 << 20), FAST, [filled[1]])).zstd
+    found = await choose(wanted(bandwidth=1 << 20), FAST, [filled[1]])
+    assert found.zstd
+    assert found.rate > 10 << 20, "in the blackout no limit holds, and it is what is predicted by this"
 
 
 def wanted(**fields: object) -> Migrate:

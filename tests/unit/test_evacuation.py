@@ -96,9 +96,15 @@ class World:
         self.moves.append(Move(migration, name, request.to, home))
         self.begun.set()
 
+    async def knows(self, migration: str) -> bool:
+        return any(each.id == migration for each in self.moves)
+
     def cancel(self, migration: str, why: AgentError) -> None:
         self.cancelled.append(migration)
-        [move] = [each for each in self.moves if each.id == migration]
+        found = [each for each in self.moves if each.id == migration]
+        if not found:
+            raise Refused(ErrorCode.NO_SUCH_MIGRATION, "not under way")
+        [move] = found
         if move.phase is Phase.COMMITTED:
             raise Refused(ErrorCode.TOO_LATE, "decided")
         self._later = asyncio.create_task(self.end(move, Cancelled(why.message)))
@@ -270,6 +276,24 @@ async def test_at_the_deadline_nothing_more_is_begun_and_what_can_be_is_taken_ba
     codes = {row.error.code for row in status.containers if row.error}
     assert codes == {ErrorCode.TOO_LITTLE_TIME}
     assert len(world.moves) == 3
+
+
+async def test_what_was_not_begun_yet_at_the_deadline_is_left(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = asyncio.Event()
+
+    async def never(*_: object, **__: object) -> None:
+        asked.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(world, "start", never)
+    task = world.evacuate(containers=frozenset({world.leaving[0].id}), deadline=utc_now() + timedelta(seconds=2.7))
+    async with asyncio.timeout(5):
+        await asked.wait()
+    status = await finish(task)
+    [row] = [row for row in status.containers if row.container == "aa"]
+    assert row.state is EvacueeState.LEFT
+    assert row.error is not None
+    assert row.error.code is ErrorCode.TOO_LITTLE_TIME
 
 
 async def test_a_cancel_is_the_same_at_once(world: World) -> None:

@@ -1,0 +1,63 @@
+"""The connection to logind: none is left open when a try fails."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent.doors import logind
+from agent.doors.logind import Logind
+
+
+class Bus:
+    """One connection on paper; `fails_at` says where it does."""
+
+    made: "list[Bus]"
+    fails_at = ""
+
+    def __init__(self, **_: object) -> None:
+        self.open = True
+        self.heard: list[object] = []
+        Bus.made.append(self)
+
+    async def connect(self) -> "Bus":
+        self._fail("connect")
+        return self
+
+    def add_message_handler(self, handler: object) -> None:
+        self.heard.append(handler)
+
+    async def call(self, message: Any) -> Any:
+        self._fail(message.member)
+
+    async def wait_for_disconnect(self) -> None:
+        raise AssertionError("it never came so far")
+
+    def disconnect(self) -> None:
+        self.open = False
+
+    def _fail(self, where: str) -> None:
+        if where == Bus.fails_at:
+            raise EOFError(where)
+
+
+@pytest.mark.parametrize("where", ["connect", "AddMatch"])
+async def test_a_try_that_fails_leaves_no_connection(
+    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    aio = pytest.importorskip("dbus_fast.aio")
+    Bus.made, Bus.fails_at = [], where
+    monkeypatch.setattr(aio, "MessageBus", Bus)
+    monkeypatch.setattr(logind, "SYSTEM_BUS", tmp_path)
+    monkeypatch.setattr(logind, "FIRST_PAUSE", 0.001)
+    watching = asyncio.create_task(Logind(lambda _: None, lambda: None).run())
+    try:
+        async with asyncio.timeout(5):
+            while len(Bus.made) < 3:
+                await asyncio.sleep(0)
+        assert [bus.open for bus in Bus.made[:-1]] == [False, False]
+    finally:
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
+    assert not Bus.made[-1].open
