@@ -175,7 +175,9 @@ class Agent:
     def _goes_down(self, seconds: float) -> None:
         """For so long it is waited with that."""
         task = self._note(self.host_down.begin(max(1.0, seconds - LOGIND_SECONDS), "the host is being shut down"))
-        task.add_done_callback(lambda _: self.logind.release())
+        lock = self.logind.lock
+        if lock is not None:  # this one: a shutdown that is called off and another one have each their own
+            task.add_done_callback(lambda _: lock.close())
 
     def _stays_up(self) -> None:
         self._note(self.host_down.called_off())

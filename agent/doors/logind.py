@@ -6,8 +6,8 @@ InhibitDelayMaxSec. Watching its signal without the lock would be a race against
 
 import asyncio
 import contextlib
+import io
 import logging
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,7 +33,8 @@ class Logind:
         """`going_down` is told how many seconds logind gives; `called_off` that the host stays up after all."""
         self._going_down = going_down
         self._called_off = called_off
-        self._lock = -1
+        self.lock: io.FileIO | None = None
+        """As long as it is open the host does not go down."""
         self._bus: MessageBus | None = None
         self.preparing = False
         """Whether it has said that the host goes down."""
@@ -82,7 +83,7 @@ class Logind:
         words = ["shutdown", "transship", "containers are hibernated or moved away first", "delay"]
         answer = await self._call("Inhibit", "ssss", words)
         self.release()
-        self._lock = answer.unix_fds[0]
+        self.lock = io.FileIO(answer.unix_fds[0])
         log.info("a shutdown of the host waits for this agent, for %.0f s at most", await self.most_seconds())
 
     async def most_seconds(self) -> float:
@@ -95,9 +96,9 @@ class Logind:
 
     def release(self) -> None:
         """Nothing more is to be done: the host may go down."""
-        if self._lock >= 0:
-            os.close(self._lock)
-            self._lock = -1
+        if self.lock is not None:
+            self.lock.close()
+            self.lock = None
 
     def _disconnect(self) -> None:
         if self._bus is not None:

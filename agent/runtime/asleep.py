@@ -14,6 +14,7 @@ In a folder: asleep.json (written last), images/, work/, criu.conf, and the scri
 import hashlib
 import json
 import os
+import shutil
 import stat
 from typing import Any
 
@@ -40,6 +41,28 @@ Json = dict[str, Any]
 
 def folder(container_id: str) -> str:
     return f"{ROOT}/{container_id}"
+
+
+def use_up(waking: str) -> None:
+    """Remove what was claimed, so that a crash at any moment leaves it used, or gone: never as something that sleeps.
+
+    `released` says so, and goes last.
+    """
+    with open(f"{waking}/{RELEASED}", "a"):  # noqa: PTH123
+        pass
+    sync(f"{waking}/{RELEASED}")
+    sync(waking)
+    for name in os.listdir(waking):  # noqa: PTH208
+        path = f"{waking}/{name}"
+        if name == RELEASED:
+            continue
+        if os.path.isdir(path) and not os.path.islink(path):  # noqa: PTH112, PTH114
+            shutil.rmtree(path)
+        else:
+            os.unlink(path)  # noqa: PTH108
+    sync(waking)
+    os.unlink(f"{waking}/{RELEASED}")  # noqa: PTH108
+    os.rmdir(waking)  # noqa: PTH106
 
 
 def fingerprint(config: Json, upper: str, criu: str) -> Json:

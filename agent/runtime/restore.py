@@ -287,9 +287,9 @@ class Restoring:
         tell(self._folder, "held" if pid else "failed")
 
 
-def first_word(fifo: int, ended: int) -> int:
-    """A process id from the fifo; 0 if what would have written it has ended without that."""
-    ready, _, _ = select.select([fifo, ended], [], [])
+def first_word(fifo: int, ended: int, seconds: float | None = None) -> int:
+    """A process id from the fifo; 0 if what would have written it has ended without that, or it takes too long."""
+    ready, _, _ = select.select([fifo, ended], [], [], seconds)
     return int(os.read(fifo, 64)) if fifo in ready else 0
 
 

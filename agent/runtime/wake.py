@@ -25,6 +25,9 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspa
 from agent.runtime import asleep, handover, restore
 
 LOOK_SECONDS = 0.05
+LEAST_SECONDS = 120.0
+SLOWEST = 10e6
+"""Bytes a second: a restore that takes longer than its images take at this rate, and the least time, hangs."""
 
 
 class NotAsItWas(Exception):
@@ -70,12 +73,15 @@ def claim(container: str) -> str | None:
     """Take what sleeps, so that nobody else does; None where there is nothing that was not used."""
     asleep_here, waking = asleep.folder(container), asleep.folder(container) + asleep.WAKING
     if os.path.exists(f"{waking}/{asleep.RELEASED}"):  # noqa: PTH110
-        shutil.rmtree(waking)  # it ran, and the host crashed before that was cleared away
+        asleep.use_up(waking)  # it ran, and the host crashed before that was cleared away
     with contextlib.suppress(FileNotFoundError):
         os.rename(asleep_here, waking)  # noqa: PTH104
         asleep.sync(asleep.ROOT)
     # else: claimed by a `create` that has ended before it let anything go
-    return waking if os.path.isdir(waking) else None  # noqa: PTH112
+    if os.path.exists(f"{waking}/{asleep.RECORD}"):  # noqa: PTH110
+        return waking
+    shutil.rmtree(waking, ignore_errors=True)  # the last of one that was used up
+    return None
 
 
 def give_back(folder: str) -> None:
@@ -113,7 +119,7 @@ def refuse(argv: list[str], folder: str, record: asleep.Json, code: str, why: st
     if record["on_stale"] == asleep.COLD:
         subprocess.run(["runc", *restore.split_call(argv)[0], "delete", "--force", argv[-1]], capture_output=True)
         say(record, "wake-refused", code=code, why=why, then=asleep.COLD)
-        shutil.rmtree(folder)
+        asleep.use_up(folder)
         become_runc(argv)
     give_back(folder)
     say(record, "wake-refused", code=code, why=why, then=asleep.DOWN)
@@ -176,9 +182,14 @@ def wake(argv: list[str], folder: str, record: asleep.Json, config: asleep.Json,
     held = os.open(f"{folder}/{handover.HELD}", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)  # before anybody can write
     runc = subprocess.Popen(command, start_new_session=True, pass_fds=(in_use,))
     release = os.open(f"{folder}/{handover.RELEASE}", os.O_RDWR | os.O_CLOEXEC)  # keeps the word until it is read
-    pid = restore.first_word(held, os.pidfd_open(runc.pid))
+    seconds = LEAST_SECONDS + record["bytes"] / SLOWEST
+    pid = restore.first_word(held, os.pidfd_open(runc.pid), seconds)
     os.close(held)
     if not pid:
+        if runc.poll() is None:
+            os.killpg(runc.pid, 9)
+            runc.wait()
+            raise NotAsItWas("restore-failed", f"CRIU has not restored it within {seconds:.0f} s")
         code = runc.wait()
         raise NotAsItWas("restore-failed", f"CRIU could not restore it ({code}): {last_error(folder)}")
     restore.put(f"{folder}/{asleep.PID}", str(pid))
@@ -218,7 +229,7 @@ def see_through(folder: str, record: asleep.Json, runc: int, pid: int, began: fl
                 os.killpg(runc, 9)
     if os.path.exists(f"{folder}/{asleep.RELEASED}"):  # noqa: PTH110
         say(record, "woken", seconds=f"{time.monotonic() - began:.3f}", slept_since=str(record["at"]))
-        shutil.rmtree(folder)
+        asleep.use_up(folder)
     else:
         give_back(folder)
         say(record, "wake-failed", code="docker-failed", why="dockerd gave it up before it ran; it sleeps on")

@@ -195,7 +195,8 @@ def _tcp(container: Container, view: View) -> TcpPolicy:
 
 def _lay_out(body: _Body, reason: str) -> None:
     shutil.rmtree(body.part, ignore_errors=True)
-    shutil.rmtree(body.waking, ignore_errors=True)  # it was used, and what was woken is what is put to sleep now
+    with contextlib.suppress(FileNotFoundError):
+        asleep.use_up(str(body.waking))  # what was woken is what is put to sleep now
     for folder in (body.part, body.part / handover.IMAGES, body.part / handover.WORK):
         folder.mkdir(parents=True, mode=0o700)
     ROOT.chmod(0o700)
@@ -256,7 +257,14 @@ def boot_id() -> str:
 
 async def _end(host: Host, body: _Body, undo: Undo) -> None:
     """The decision, and what follows from it."""
-    await asyncio.to_thread(publish, body.part, body.asleep)
+    try:
+        await asyncio.to_thread(publish, body.part, body.asleep)
+    except OSError:
+        with contextlib.suppress(
+            FileNotFoundError
+        ):  # it may have its name by now, and it will run on: never to be woken
+            body.asleep.rename(body.part)
+        raise
     undo.detach()
     with contextlib.suppress(AgentError):  # then their other sides have to find out by themselves
         if body.options.tcp is TcpPolicy.CLOSE and not is_ours(body.pid):

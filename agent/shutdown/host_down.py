@@ -9,13 +9,12 @@ import asyncio
 import contextlib
 import json
 import logging
-import os
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from agent.base.durable import publish
+from agent.base import durable
 from agent.base.errors import AgentError
 from agent.base.tasks import beside, until_it_works
 from agent.checkpoint import freezer, measure
@@ -70,7 +69,10 @@ class HostDown:
         self._task: asyncio.Task[None] | None = None
         self._staying: asyncio.Task[None] | None = None
         self._rates = Rates(DISK, LINK)
+        self._moves: asyncio.Task[list[Going]] | None = None
+        self._boot = ""
         self._done: dict[str, dict[str, Any]] = {}
+        """What was done with whom and is to be undone, and in which boot: the content of the file."""
         self._booted = False
         self._ends = 0.0
 
@@ -79,9 +81,12 @@ class HostDown:
     def begin(self, seconds: float, why: str) -> "asyncio.Task[None]":
         """Bring the containers to safety; what goes on already goes on, by the earlier of the two deadlines."""
         ends = time.monotonic() + seconds
+        staying, self._staying = self._staying, None
+        if staying is not None:
+            staying.cancel()  # what it has not started yet is still in the file
         if self._task is None or self._task.done():
             self._ends = ends
-            self._task = asyncio.create_task(self._drain(why), name="the host goes down")
+            self._task = asyncio.create_task(self._drain(why, staying), name="the host goes down")
         self._ends = min(self._ends, ends)
         return self._task
 
@@ -96,22 +101,27 @@ class HostDown:
     def left(self) -> float:
         return self._ends - time.monotonic()
 
-    async def _drain(self, why: str) -> None:
+    async def _drain(self, why: str, staying: "asyncio.Task[None] | None") -> None:
+        if staying is not None:
+            await asyncio.wait({staying})
+        if not self._booted:
+            self._booted, self._done = True, self._read()[1]
+        self._boot = hibernate.boot_id()
         went, began = await self._going(), time.monotonic()
         steps = host_plan.plan(went, self.left, self._rates, can_evacuate=self._evacuate is not None)
         log.warning("%s: %d containers in %.0f s: %s", why, len(steps), self.left, "; ".join(map(str, steps)))
         await self._say("host-shutdown-planned", why=why, seconds=f"{self.left:.0f}", plan="; ".join(map(str, steps)))
         result: dict[str, str] = {}
         async with beside(self._ask_for_time()):
-            moves = asyncio.create_task(self._move(tuple(step for step in steps if step.what == EVACUATE)))
+            self._moves = asyncio.create_task(self._move(tuple(step for step in steps if step.what == EVACUATE)))
             for step in steps:
                 if step.what == HIBERNATE:
-                    result[step.one.name] = await self._put_to_sleep(step.one)
+                    result[step.one.name] = await self._whatever_comes(step.one, self._put_to_sleep)
                 elif step.what == STOP:
-                    result[step.one.name] = await self._stop(step.one)
-            for one in await moves:
-                late = self.left < one.bytes / self._rates.disk + host_plan.SETUP_SECONDS
-                result[one.name] = await (self._stop(one) if late else self._put_to_sleep(one))
+                    result[step.one.name] = await self._whatever_comes(step.one, self._stop)
+            for one in await self._moves:
+                late = self.left < self._seconds_to_sleep(one)
+                result[one.name] = await self._whatever_comes(one, self._stop if late else self._put_to_sleep)
         moved = {step.one.name: "evacuated" for step in steps if step.one.name not in result}
         told = "; ".join(f"{name}: {what}" for name, what in {**moved, **result}.items())
         log.warning("ready to go down after %.1f s: %s", time.monotonic() - began, told)
@@ -130,30 +140,46 @@ class HostDown:
                 found.append(Going(container.id, container.name, wish.on_shutdown, size, priority))
         return found
 
+    def _seconds_to_sleep(self, one: Going) -> float:
+        return one.bytes / self._rates.disk + host_plan.SETUP_SECONDS
+
+    async def _whatever_comes(self, one: Going, work: Callable[[Going], Awaitable[str]]) -> str:
+        """One that was removed meanwhile, a disk that is full, or a bug costs none of the others its memory."""
+        try:
+            return await work(one)
+        except Exception as error:
+            log.exception("%s is left to Docker", one.name)
+            return f"left to Docker: {type(error).__name__}: {error}"
+
     async def _move(self, steps: tuple[Step, ...]) -> list[Going]:
         """Those that are left."""
         if self._evacuate is None or not steps:
             return []
+        # There must be time left to hibernate those that can't be moved; no more than half of it is kept for that.
+        seconds = max(1.0, self.left / 2, self.left - sum(self._seconds_to_sleep(step.one) for step in steps))
         try:
-            left = await self._evacuate(frozenset(step.one.id for step in steps), max(1.0, self.left))
-        except AgentError as error:
-            log.warning("nothing could be moved away: %s", error.message)
+            left = await self._evacuate(frozenset(step.one.id for step in steps), seconds)
+        except Exception as error:
+            bug = None if isinstance(error, AgentError) else error
+            log.warning("nothing could be moved away: %s", error, exc_info=bug)
             return [step.one for step in steps]
         return [step.one for step in steps if step.one.id in left]
 
     async def _put_to_sleep(self, one: Going) -> str:
+        if one.id not in self._sleepers.known:
+            return "gone"
         container, _ = self._sleepers.known[one.id]
         try:
             await self._take_policy(container, HIBERNATE)
             began = time.monotonic()
             async with asyncio.timeout(max(1.0, self.left)):
                 slept = await asyncio.shield(self._sleepers.begin(one.id, HOST_DOWN))
-        except (AgentError, TimeoutError) as error:
+        except (AgentError, OSError) as error:  # a TimeoutError is one
             log.warning("%s does not sleep: %s", one.name, error)
             slept = False
         if not slept:
             stopped = await self._stop(one)
-            with contextlib.suppress(KeyError):  # at boot it is started as Docker would have it
+            with contextlib.suppress(KeyError, OSError):  # at boot it is started as Docker would have it
                 self._done[one.id]["what"] = STOP
                 await asyncio.to_thread(self._write)
             return f"not hibernated, {stopped}"
@@ -163,11 +189,16 @@ class HostDown:
 
     async def _stop(self, one: Going) -> str:
         """Ask it to end. One whose stop signal does so itself is left to dockerd, which will send it."""
+        if one.id not in self._sleepers.known:
+            return "gone"
         container, wish = self._sleepers.known[one.id]
         if not wish.stop_signal:
             return "left to Docker"
-        with contextlib.suppress(AgentError, OSError):
+        try:
             await self._take_policy(container, STOP)
+        except (AgentError, OSError) as error:  # dockerd would start it again at once
+            return f"left to Docker: {error}"
+        with contextlib.suppress(AgentError, OSError):
             await self._sleepers.stop_otherwise(container, wish, max(1.0, min(host_plan.STOP_SECONDS, self.left)))
         return "stopped"
 
@@ -185,7 +216,8 @@ class HostDown:
         before = -1
         while True:
             now = sum(path.stat().st_size for path in Path(asleep.ROOT).glob("*/images/*") if path.exists())
-            if now + len(self._done) != before:
+            moving = self._moves is not None and not self._moves.done() and self.left > 0
+            if moving or now + len(self._done) != before:
                 systemd.notify(f"EXTEND_TIMEOUT_USEC={EXTEND_USEC}")
             before = now + len(self._done)
             await asyncio.sleep(TICK_SECONDS)
@@ -199,41 +231,71 @@ class HostDown:
 
     async def _go_on(self) -> None:
         if self._task is not None:
-            await asyncio.gather(self._task, return_exceptions=True)
+            await asyncio.wait({self._task})  # it goes on if this is cancelled, since the host goes down after all
         if self._evacuate is not None:
-            self._evacuate.stays()
-        await self._wake(self._read()[1])
+            try:
+                self._evacuate.stays()
+            except AgentError as error:
+                log.warning("the host stays cordoned: %s", error.message)
+        if not self._done:
+            self._boot, self._done = self._read()
+        await until_it_works("starting what was brought to safety", self._wake, 1.0)
 
     async def boot(self) -> None:
         """After the first look at Docker: what an agent before this one brought to safety, in an earlier boot."""
         if self._booted:
             return
         self._booted = True
-        boot, found = self._read()
-        self._done = found
-        if boot and boot != hibernate.boot_id():
-            await until_it_works("starting what was hibernated", lambda: self._wake(found), 1.0)
+        self._boot, self._done = self._read()
+        if self._boot and self._boot != hibernate.boot_id():
+            work = until_it_works("starting what was hibernated", self._wake, 1.0)
+            waking = self._staying = asyncio.create_task(work, name="start what was hibernated")
+            try:
+                await asyncio.wait({waking})
+            finally:
+                waking.cancel()
 
-    async def _wake(self, done: Mapping[str, Mapping[str, Any]]) -> None:
+    async def _wake(self) -> None:
+        """Start them again; each is forgotten when that was done, so that whoever stops this here loses none."""
         waiting = []
-        for container_id, about in done.items():
+        for container_id, about in list(self._done.items()):
             container = await self._host.docker.find(container_id)
             again = about["what"] == HIBERNATE or about["policy"] in RESTARTS
-            if container is not None and not container.running and again:
+            if container is not None and container.running:
+                await self._give_policy_back(container)
+            elif container is not None and again:
                 waiting.append(Waiting(container.id, container.name, container.labels))
+        left = {one.id for one in waiting}
+        await self._forget(*(each for each in self._done if each not in left))
         watched = order.to_be_healthy(waiting)
         for round_ in order.rounds(waiting):
             await asyncio.gather(*(self._start(one, healthy=one.service in watched) for one in round_))
-        self._done = {}
-        (self._host.settings.state_dir / FILE).unlink(missing_ok=True)
+
+    async def _give_policy_back(self, container: Container) -> None:
+        """To one that has run all the time; who was started again gets its own by that (kept.py)."""
+        state = self._host.settings.state_dir
+        wanted = await asyncio.to_thread(kept.recall, state, container.id)
+        if wanted is not None and wanted.started_at == container.started_at:
+            await self._host.docker.set_restart_policy(container.id, dict(wanted.policy))
+            await asyncio.to_thread(kept.let_go, state, container.id)
+
+    async def _forget(self, *containers: str) -> None:
+        for each in containers:
+            self._done.pop(each, None)
+        if self._done:
+            await asyncio.to_thread(self._write)
+        else:
+            (self._host.settings.state_dir / FILE).unlink(missing_ok=True)
 
     async def _start(self, one: Waiting, *, healthy: bool) -> None:
         try:
             await self._host.docker.start(one.id)
         except AgentError as error:
+            await self._forget(one.id)
             log.warning("%s can't be started again: %s", one.name, error.message)
             await self._say("boot-start-failed", container=one.name, why=error.message)
             return
+        await self._forget(one.id)
         if healthy:
             await self._until_it_is_known_to_be_healthy(one.id)
 
@@ -247,13 +309,8 @@ class HostDown:
                         pass
 
     def _write(self) -> None:
-        path = self._host.settings.state_dir / FILE
-        part = path.with_suffix(".part")
-        with part.open("w") as file:
-            json.dump({"boot": hibernate.boot_id(), "containers": self._done}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        publish(part, path)
+        content = {"boot": self._boot, "containers": self._done}
+        durable.write(self._host.settings.state_dir / FILE, json.dumps(content))
 
     def _read(self) -> tuple[str, dict[str, dict[str, Any]]]:
         try:

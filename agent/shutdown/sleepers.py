@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.base.errors import AgentError, ContainerGone, StepFailed
+from agent.base.tasks import until_it_works
 from agent.checkpoint import freezer, proc
 from agent.doors.docker_events import DockerEvent
 from agent.doors.docker_model import Container
@@ -54,6 +55,7 @@ class Sleepers:
         """Every running container that wishes anything, as Docker last said."""
         self._work: dict[str, asyncio.Task[bool]] = {}
         self._learning: set[asyncio.Task[None]] = set()
+        self._taking: dict[str, asyncio.Task[None]] = {}
         self._again: dict[str, str] = {}
         """Those whose hibernation an agent before this one did not see to its end, and why it was begun."""
         self._poked = -1
@@ -66,7 +68,7 @@ class Sleepers:
         self._poked = os.open(ROOT / asleep.POKE, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
         asyncio.get_running_loop().add_reader(self._poked, self._heard)
         for part in ROOT.glob(f"*{asleep.PART}"):
-            await self._take_up(part)
+            self._taking[part.stem] = self._learn(self._take_up(part))
         for record in ROOT.glob(f"*/{asleep.RECORD}"):
             if record.parent.suffix != asleep.WAKING:
                 await self._see_it_end(record)
@@ -86,11 +88,23 @@ class Sleepers:
         container_id = part.stem
         while await asyncio.to_thread(proc.criu_in, part):
             await asyncio.sleep(LOOK_SECONDS)
-        with contextlib.suppress(AgentError, OSError, ValueError):
-            self._again[container_id] = (part / "reason").read_text()
-            pid = hibernate.first_process(container_id)
-            await hibernate.release(self._host, pid, freezer.cgroup_of(pid))
+        reason = ""
+        with contextlib.suppress(OSError):
+            reason = (part / "reason").read_text()
+        await until_it_works(f"letting {container_id[:12]} go on", lambda: self._let_go_on(container_id), 1.0)
         await hibernate.remove(part)
+        del self._taking[container_id]
+        self._again[container_id] = reason
+        if container_id in self.known:
+            await self._learn_one(container_id)
+
+    async def _let_go_on(self, container_id: str) -> None:
+        try:
+            pid = hibernate.first_process(container_id)
+            group = freezer.cgroup_of(pid)
+        except (AgentError, OSError, ValueError):
+            return  # it has ended
+        await hibernate.release(self._host, pid, group)
 
     async def _see_it_end(self, record: Path) -> None:
         """It was decided; whether the agent came to end it is to be seen."""
@@ -112,7 +126,7 @@ class Sleepers:
         if event.kind != "container":
             return
         match event.action:
-            case "start" | "rename" | "update" | "die" if self._wishes_anything(event.attributes):
+            case "start" | "rename" | "update" | "pause" | "unpause" | "die" if self._wishes_anything(event.attributes):
                 self._learn(self._learn_one(event.id))
             case "kill":
                 self._signalled(event)
@@ -124,10 +138,11 @@ class Sleepers:
     def _wishes_anything(self, its: Mapping[str, str]) -> bool:
         return wishes.on_shutdown(its, self._host.settings.shutdown) != wishes.IGNORE
 
-    def _learn(self, work: Coroutine[Any, Any, None]) -> None:
+    def _learn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work, name="learn what hibernates")
         self._learning.add(task)
         task.add_done_callback(self._learning.discard)
+        return task
 
     async def _learn_all(self) -> None:
         try:
@@ -184,6 +199,8 @@ class Sleepers:
         return task
 
     async def _hibernate(self, container_id: str, reason: str) -> bool:
+        if (taking := self._taking.get(container_id)) is not None:
+            await asyncio.wait({taking})
         container, wish = self.known[container_id]
         try:
             slept = await self._sleep(container, wish, reason)

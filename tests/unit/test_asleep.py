@@ -1,11 +1,12 @@
 """What must be as it was for a hibernated container to wake; and the claim on its memory, which is made once."""
 
+import contextlib
 import os
 from pathlib import Path
 
 import pytest
 
-from agent.runtime import asleep, wake
+from agent.runtime import asleep, restore, wake
 
 CONFIG = {
     "process": {"args": ["redis"], "env": ["A=1", "B=2"], "cwd": "/", "user": {"uid": 0}},
@@ -70,7 +71,9 @@ def test_any_change_of_the_writable_layer_is_found_out(tmp_path: Path) -> None:
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(asleep, "ROOT", str(tmp_path))
-    (tmp_path / "c1").mkdir()
+    (tmp_path / "c1" / "images").mkdir(parents=True)
+    (tmp_path / "c1" / "images" / "pages-1.img").write_text("memory")
+    (tmp_path / "c1" / asleep.RECORD).write_text("{}")
     return tmp_path
 
 
@@ -96,3 +99,60 @@ def test_what_has_run_is_never_claimed_again(place: Path) -> None:
     (Path(wake.claim("c1") or "") / asleep.RELEASED).touch()
     assert wake.claim("c1") is None
     assert list(place.iterdir()) == []
+
+
+@pytest.mark.parametrize("step", range(9))
+def test_a_crash_while_it_is_cleared_away_never_has_it_sleep_again(
+    place: Path, step: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Power is cut before the step of that number: each is one that changes what is on the disk."""
+    claimed = wake.claim("c1") or ""
+    (Path(claimed) / asleep.RELEASED).touch()
+    left = [step]
+
+    def counted(name: str) -> None:
+        real = getattr(os, name)
+
+        def step_or_crash(*args: object, **more: object) -> object:
+            if not left[0]:
+                raise KeyboardInterrupt
+            left[0] -= 1
+            return real(*args, **more)
+
+        monkeypatch.setattr(os, name, step_or_crash)
+
+    with monkeypatch.context() as patched:
+        monkeypatch = patched
+        for name in ("unlink", "rmdir"):
+            counted(name)
+        with contextlib.suppress(KeyboardInterrupt):
+            asleep.use_up(claimed)
+    assert wake.claim("c1") is None
+    assert list(place.iterdir()) == []
+
+
+def test_what_is_refused_and_started_cold_is_used_up_before_any_of_it_goes(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claimed = wake.claim("c1") or ""
+
+    def crash(path: str) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("shutil.rmtree", crash)
+        with pytest.raises(KeyboardInterrupt):
+            asleep.use_up(claimed)
+    assert wake.claim("c1") is None
+
+
+def test_a_restore_that_says_nothing_is_given_up() -> None:
+    fifo, says = os.pipe()
+    ended, ends = os.pipe()
+    try:
+        assert restore.first_word(fifo, ended, 0.01) == 0
+        os.write(says, b"42")
+        assert restore.first_word(fifo, ended, 5) == 42
+    finally:
+        for each in (fifo, says, ended, ends):
+            os.close(each)

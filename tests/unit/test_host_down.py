@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from agent.base import durable
 from agent.doors.docker_events import DockerEvent
 from agent.doors.docker_model import Container
 from agent.migration import kept
@@ -235,3 +236,112 @@ async def test_a_second_word_does_not_begin_it_again_but_may_shorten_the_time(ro
     assert agent.left <= 30
     await agent.begin(90, "systemd")
     assert [one.kind for one in room.sleepers.said] == ["host-shutdown-planned", "host-shutdown-ready"]
+
+
+async def test_one_that_is_removed_meanwhile_costs_no_other_its_memory(room: Room) -> None:
+    for name in ("one", "two"):
+        room.add(name)
+    agent, begin = room.agent(), room.sleepers.begin
+
+    def removed(container_id: str, reason: str) -> "asyncio.Task[bool]":
+        room.sleepers.known.pop("two" * 8, None)
+        room.docker.containers.pop("two" * 8, None)
+        return begin(container_id, reason)
+
+    room.sleepers.begin = removed  # type: ignore[method-assign]
+    await agent.begin(60, "a test")
+    assert ("sleep", "one") in room.docker.did
+    assert "two: gone" in room.result()
+
+
+async def test_a_disk_that_is_full_ends_no_rescue(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("one", "two"):
+        room.add(name)
+    write, left = durable.write, [1]
+
+    def full(path: Path, text: str) -> None:
+        if path.name == host_down.FILE and left:
+            left.pop()
+            raise OSError(28, "No space left on device")
+        write(path, text)
+
+    monkeypatch.setattr(durable, "write", full)
+    await room.agent().begin(60, "a test")
+    assert [what for what, _ in room.docker.did].count("sleep") == 1, "the other one sleeps"
+    assert "not hibernated" in room.result()
+
+
+async def test_a_shutdown_in_the_middle_of_the_boot_forgets_nobody(room: Room, rebooted: Callable[[], None]) -> None:
+    for name in ("one", "two"):
+        room.add(name, service=name)
+    await room.agent().begin(60, "a test")
+    rebooted()
+    started, start = asyncio.Event(), room.docker.start
+
+    async def first_only(ref: str) -> None:
+        if started.is_set():
+            await asyncio.Event().wait()
+        started.set()
+        await start(ref)
+
+    room.docker.start = first_only  # type: ignore[method-assign]
+    agent = room.agent()
+    boot = asyncio.create_task(agent.boot())
+    async with asyncio.timeout(5):
+        await started.wait()
+        while len(room.written()) > 1:
+            await asyncio.sleep(0)
+        await agent.begin(60, "again")
+        await boot
+    assert set(room.written()) == {"one", "two"}, "one sleeps again, and the other one still does"
+    assert agent.left > 0
+
+
+async def test_a_shutdown_before_the_first_look_at_docker_forgets_nobody(
+    room: Room, rebooted: Callable[[], None]
+) -> None:
+    room.add("one")
+    await room.agent().begin(60, "a test")
+    rebooted()
+    room.sleepers.known.clear()
+    room.add("two")
+    await room.agent().begin(60, "again")
+    assert set(room.written()) == {"one", "two"}
+
+
+async def test_one_that_ran_on_has_its_own_policy_when_the_shutdown_is_called_off(room: Room) -> None:
+    room.add("one", harmless=False)
+    room.sleepers.fails.add("one")
+    agent = room.agent()
+    await agent.begin(60, "a test")
+    assert room.docker.did[-1] != ("policy always", "one")
+    await agent.called_off()
+    assert room.docker.did[-1] == ("policy always", "one")
+    assert kept.recall(room.state, "one" * 8) is None
+    assert not (room.state / host_down.FILE).exists()
+
+
+async def test_a_shutdown_after_one_that_was_called_off_is_one(room: Room) -> None:
+    room.add("one")
+    agent = room.agent()
+    agent.begin(60, "a test")
+    staying = agent.called_off()
+    await agent.begin(60, "again")
+    await asyncio.wait({staying})
+    assert ("start", "one") not in room.docker.did
+    assert room.written() == {"one": "hibernate"}
+
+
+async def test_a_move_leaves_the_time_to_hibernate(room: Room) -> None:
+    room.add("one", "evacuate", 1000 * MB)
+    given: list[float] = []
+
+    async def late(containers: frozenset[str], seconds: float) -> Mapping[str, str]:
+        given.append(seconds)
+        return dict.fromkeys(containers, "no host takes it")
+
+    room.evacuate = late
+    await room.agent().begin(60, "a test")
+    [seconds] = given
+    assert 30 <= seconds <= 60 - 1000 * MB / host_down.DISK
+    assert "one: hibernated" in room.result()

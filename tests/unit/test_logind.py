@@ -1,6 +1,8 @@
 """The connection to logind: none is left open when a try fails."""
 
 import asyncio
+import io
+import os
 from pathlib import Path
 from typing import Any
 
@@ -61,3 +63,17 @@ async def test_a_try_that_fails_leaves_no_connection(
         watching.cancel()
         await asyncio.gather(watching, return_exceptions=True)
     assert not Bus.made[-1].open
+
+
+def test_the_end_of_a_rescue_lets_go_the_lock_of_its_own_shutdown_alone() -> None:
+    """The shutdown is called off, and the lock taken anew, before the rescue has ended."""
+    first, second = os.pipe()
+    watch = Logind(lambda _: None, lambda: None)
+    watch.lock = io.FileIO(first)
+    of_the_first = watch.lock
+    watch.release()
+    watch.lock = io.FileIO(second, "w")
+    of_the_first.close()
+    assert not watch.lock.closed
+    watch.release()
+    assert watch.lock is None

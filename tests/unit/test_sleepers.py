@@ -12,6 +12,8 @@ import pytest
 
 from agent.base.config import Shutdown
 from agent.base.errors import DumpFailed, Refused
+from agent.base.tasks import until_it_works
+from agent.checkpoint import freezer
 from agent.doors.docker_events import DockerEvent
 from agent.doors.docker_model import Container
 from agent.runtime import asleep
@@ -158,3 +160,60 @@ async def test_the_memory_of_a_container_that_is_removed_goes_with_it(room: Room
         (tmp_path / (ID + suffix)).mkdir()
     await room.happens("destroy")
     assert os.listdir(tmp_path) == []
+
+
+async def test_that_it_was_paused_is_learned(room: Room) -> None:
+    await room.happens("start")
+    assert room.container is not None
+    room.container = replace(room.container, paused=True)
+    await room.happens("pause")
+    assert room.sleepers.known[ID][0].paused
+
+
+async def test_what_an_agent_before_this_one_left_frozen_goes_on_as_soon_as_it_can(
+    room: Room, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    part = tmp_path / f"{ID}{asleep.PART}"
+    part.mkdir()
+    (part / "reason").write_text("stop")
+    tried: list[int] = []
+
+    async def release(*_: object) -> None:
+        tried.append(1)
+        if len(tried) < 3:
+            raise Refused(ErrorCode.BUSY, "nft says no")
+
+    async def at_once(what: str, work: Any, pause: float) -> Any:
+        return await until_it_works(what, work, 0)
+
+    monkeypatch.setattr(hibernate, "first_process", lambda _: os.getpid())
+    monkeypatch.setattr(freezer, "cgroup_of", lambda _: None)
+    monkeypatch.setattr(hibernate, "release", release)
+    monkeypatch.setattr(sleepers, "until_it_works", at_once)
+    await room.sleepers.open()
+    try:
+        await room.settled()
+        assert len(tried) == 3
+        assert not part.exists()
+        await room.happens("start")
+        assert room.slept == ["stop"], "and it is put to sleep again, as was asked"
+    finally:
+        await room.sleepers.close()
+
+
+async def test_the_end_of_a_hibernation_that_fails_leaves_nothing_to_be_woken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rename is done when the folder can't be synced; and the container runs on then."""
+    part, there = tmp_path / "one.part", tmp_path / "one"
+    part.mkdir()
+
+    def broken(fd: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", broken)
+    body: Any = SimpleNamespace(part=part, asleep=there)
+    with pytest.raises(OSError, match="Input/output"):
+        await hibernate._end(Any, body, Any)  # type: ignore[arg-type]
+    assert part.exists()
+    assert not there.exists()
