@@ -9,11 +9,12 @@ import json
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import IO, Any, Self
 
 from lab import roots, shell
 from lab.broker import ADDRESS as BROKER_ADDRESS
@@ -24,6 +25,8 @@ from lab.network import SWITCH, Address, Namespace, Switch
 from lab.node import Node
 from lab.service import AgentService, Mode
 from lab.shell import Completed, LabError, Process
+
+LOCK_SECONDS = 10.0
 
 CLIENT, BROKER = "client", "broker"
 CLIENT_ADDRESS = Address(50)
@@ -222,14 +225,24 @@ def _state(node: Node, *daemons: str) -> str:
     return f"on, {', '.join(ended)} ended" if ended else "up"
 
 
+def _flocked(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
 @contextmanager
 def _locked(name: str) -> Iterator[None]:
     state_folder().mkdir(parents=True, exist_ok=True)
     with (state_folder() / f"{name}.lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise LabError(f"lab {name} is being made or removed by another process") from None
+        # Who was killed has it for a moment more: a child of theirs that was just being started.
+        until = time.monotonic() + LOCK_SECONDS
+        while not _flocked(file):
+            if time.monotonic() > until:
+                raise LabError(f"lab {name} is being made or removed by another process")
+            time.sleep(0.05)
         if not Path(file.name).exists() or not os.path.samestat(os.fstat(file.fileno()), Path(file.name).stat()):
             raise LabError(f"lab {name} was removed by another process just now")
         try:

@@ -5,8 +5,10 @@ import contextlib
 import os
 import signal
 import time
+from collections.abc import Coroutine
+from typing import Any
 
-from agent.base.errors import ContainerGone
+from agent.base.errors import ContainerGone, RestoreFailed
 from agent.checkpoint import freezer, proc
 from agent.checkpoint.freezer import Cgroup
 from agent.doors.handover import HandOver, RestoreResult
@@ -14,6 +16,8 @@ from agent.network import quiet, sockets
 from agent.network.namespace import open_namespace
 
 LOOK_SECONDS = 0.1
+GIVEN_UP_SECONDS = 20.0
+"""So long at most dockerd's start goes on after the end of what it was to start."""
 
 
 async def is_started(start: "asyncio.Task[None]", result: RestoreResult, seconds: float) -> bool:
@@ -29,6 +33,25 @@ async def is_started(start: "asyncio.Task[None]", result: RestoreResult, seconds
         if not start.done():
             await asyncio.to_thread(sockets.destroy, namespace)
     return start.done()
+
+
+async def or_why_it_ended(proof: Coroutine[Any, Any, None], start: "asyncio.Task[None] | None") -> None:
+    """Have a copy proved while dockerd takes it over. Of one that is gone, since dockerd has given it up meanwhile, the
+    reason is dockerd's.
+
+    Raises:
+        RestoreFailed, ContainerGone: there is no proof, and dockerd has said nothing against it.
+        AgentError: what dockerd says.
+
+    """
+    try:
+        await proof
+    except (ContainerGone, RestoreFailed):
+        if start is not None:
+            await asyncio.wait({start}, timeout=GIVEN_UP_SECONDS)
+            if start.done() and not start.cancelled() and (why := start.exception()) is not None:
+                raise why from None
+        raise
 
 
 async def end(hand_over: HandOver, result: RestoreResult) -> None:

@@ -185,7 +185,7 @@ class Target:
         self._hand_over.say(handover.RESTORE)
         await self._restored()
         result = self._hand_over.result()
-        await both(self._taken_over(), self._proved(manifest, result))
+        await both(self._taken_over(), held.or_why_it_ended(self._proved(manifest, result), self._start))
         early = self._staged is not None and self._staged.network_attached_early
         wanted = (fitting.host_config(self.offer.create).get("Sysctls") or {}).get("net.ipv4.ip_nonlocal_bind", "")
         await both(

@@ -62,7 +62,7 @@ async def test_the_tasks_are_in_the_container_s_own_cgroup(version2: Cluster) ->
         await counts_on(version2["v28"], name)
         for source, target in itertools.pairwise(["v28", "v26", "v28", "v26"]):
             reply = await version2.migrate(name, source, target)
-            assert reply.kind is ReplyKind.FINISHED, reply.error
+            assert reply.kind is ReplyKind.FINISHED, f"{reply.error}"
             host = version2[target]
             await counts_on(host, name)
             identity = host.docker("inspect", "--format", "{{.Id}}", name)
@@ -82,7 +82,7 @@ async def all_objects(cluster: Cluster, way: list[str], *left_out: str) -> None:
         await until(lambda: "holding" in cluster[way[0]].docker("logs", name), "it holds everything", HELD_SECONDS)
         for turn, (source, target) in enumerate(itertools.pairwise(way), 1):
             reply = await cluster.migrate(name, source, target)
-            assert reply.kind is ReplyKind.FINISHED, reply.error
+            assert reply.kind is ReplyKind.FINISHED, f"{reply.error}"
             found = await checked(cluster[target], name, turn)
             assert len(found) > 55
             assert {each: said for each, said in found.items() if said != "ok"} == {}

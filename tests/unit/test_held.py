@@ -1,10 +1,11 @@
 """What may be killed: a copy that is held, and nothing that the kernel names when the copy is dead already."""
 
+import asyncio
 from pathlib import Path
 
 import pytest
 
-from agent.base.errors import ContainerGone
+from agent.base.errors import ContainerGone, StepFailed
 from agent.checkpoint import freezer
 from agent.checkpoint.freezer import Cgroup
 from agent.migration import held
@@ -55,3 +56,21 @@ def test_a_containers_cgroup_is_found(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.undo()
     _process(tmp_path, f"0::/docker/{COPY}\n", monkeypatch)
     assert freezer.cgroup_of(1) == Cgroup(freezer.CGROUP_ROOT / "docker" / COPY, 2)
+
+
+async def test_why_a_copy_is_gone_is_for_dockerd_to_say() -> None:
+    async def gone() -> None:
+        raise ContainerGone("process 7 is in no cgroup of a container")
+
+    async def given_up() -> None:
+        await asyncio.sleep(0)
+        raise StepFailed("failed to set up container networking")
+
+    async def taken() -> None:
+        """The start has returned, and the copy has ended by itself."""
+
+    with pytest.raises(StepFailed, match="networking"):
+        await held.or_why_it_ended(gone(), asyncio.create_task(given_up()))
+    with pytest.raises(ContainerGone):
+        await held.or_why_it_ended(gone(), asyncio.create_task(taken()))
+    await held.or_why_it_ended(taken(), None)
