@@ -4,9 +4,9 @@ Version 1: one folder in every hierarchy, below the cgroup that this process is 
 the root, and processes in a leaf of it, because no cgroup may both hold processes and hand controllers on. What was
 made is recorded in a file, since the process that removes it may be in another cgroup than the one that made it.
 
-Where the outer machine has both, a machine of version 1 has a folder in version 2 as well. Without it its containers
-would be in the root there: CRIU takes the whole tree below into its images, and makes it again, with the frozen ones
-as frozen, at the restore: cgroups of other labs' containers came back after they were gone.
+Where the outer machine has both, a machine of either version has its folders in the other one as well. Without them its
+containers would be in the root there: CRIU takes the whole tree below into its images, and makes it again, with the
+frozen ones as frozen, at the restore: cgroups of other labs' containers came back after they were gone.
 """
 
 import contextlib
@@ -33,9 +33,9 @@ def make(lab: str, machine: str, record: Path, *, version2: bool) -> str:
     if version2 and unified is None:
         raise LabError("this machine has no cgroup version 2 mounted")
     use_unified = unified is not None and (version2 or not hierarchies)
-    bases = [] if use_unified else list(hierarchies.values())
+    bases = list(hierarchies.values())  # a machine mounts one version, but its processes are in the other one too
     if unified is not None:
-        bases.append(unified)  # not mounted in a machine of version 1, but its processes are in one there too
+        bases.append(unified)
     folders = [base / CGROUP / lab / machine for base in bases]
     record.write_text("".join(f"{folder}\n" for folder in folders))
     for base in bases:
