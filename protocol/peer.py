@@ -30,7 +30,16 @@ import ipaddress
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, Field, JsonValue, StringConstraints, TypeAdapter, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    Field,
+    JsonValue,
+    StringConstraints,
+    TypeAdapter,
+    field_validator,
+)
 
 from protocol.base import PROTOCOL_VERSION, ContainerId, HostName, MigrationId, WireModel
 from protocol.checkpoint import NativeName
@@ -84,9 +93,16 @@ class _HostConfig(BaseModel):
     CgroupParent: Printable | None = None
 
 
+def _written(text: object) -> object:
+    """Docker's API has addresses as text alone; Python's own classes would take numbers, and false for 0.0.0.0."""
+    if text is not None and not isinstance(text, str):
+        raise ValueError("an address is written as text")
+    return text
+
+
 class _Ipam(BaseModel):
-    IPv4Address: ipaddress.IPv4Address | Literal[""] | None = None
-    IPv6Address: ipaddress.IPv6Address | Literal[""] | None = None
+    IPv4Address: Annotated[ipaddress.IPv4Address | Literal[""] | None, BeforeValidator(_written)] = None
+    IPv6Address: Annotated[ipaddress.IPv6Address | Literal[""] | None, BeforeValidator(_written)] = None
 
 
 class _End(BaseModel):
@@ -114,7 +130,7 @@ class _Subnet(BaseModel):
     @classmethod
     def _of_an_address(cls, text: object) -> object:
         """Docker takes 10.1.0.5/24 as well, for the subnet that it is in."""
-        return ipaddress.ip_network(text, strict=False) if isinstance(text, str) else text
+        return ipaddress.ip_network(text, strict=False) if isinstance(text, str) else _written(text)
 
 
 class _Addressing(BaseModel):

@@ -12,6 +12,7 @@ import pytest
 
 from agent.base import config, pki
 from agent.cli.controller import Controller
+from agent.doors import mqtt_link
 from agent.doors.mqtt_link import BrokerUnavailable, NotAllowed, connect
 from protocol import topics
 from protocol.commands import Ping
@@ -161,8 +162,14 @@ async def test_agent_and_controller_speak_tls(encrypted: Mosquitto, tmp_path: Pa
     ],
 )
 async def test_wrong_tls_settings_are_said(
-    encrypted: Mosquitto, tmp_path: Path, said: dict[str, object], message: str, hint: str
+    encrypted: Mosquitto,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    said: dict[str, object],
+    message: str,
+    hint: str,
 ) -> None:
+    monkeypatch.setattr(mqtt_link, "ACK_SECONDS", 1.0)  # a broker that waits for TLS says nothing at all
     ca = tmp_path / str(said["ca"]) if said["ca"] else None
     settings = encrypted.settings.model_copy(update={**said, "ca": ca})
     with pytest.raises(BrokerUnavailable) as caught:

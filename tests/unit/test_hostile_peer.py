@@ -145,6 +145,8 @@ async def test_a_measurement_ends(world: World) -> None:
         {"create": {"HostConfig": {"SecurityOpt": [{}]}}},
         {"create": {"NetworkingConfig": {"EndpointsConfig": {"net": []}}}},
         {"create": {"NetworkingConfig": {"EndpointsConfig": {"net": {"IPAMConfig": {"IPv4Address": "x"}}}}}},
+        {"create": {"NetworkingConfig": {"EndpointsConfig": {"net": {"IPAMConfig": {"IPv4Address": 7}}}}}},
+        {"networks": [{"name": "n", "driver": "bridge", "create": {"IPAM": {"Config": [{"Subnet": False}]}}}]},
         {"create": {"HostConfig": {"Sysctls": {"net.x'; id >/tmp/x; '": "1"}}}},  # would be run
         {"create": {"HostConfig": {"CgroupParent": "/x\naction-script /tmp/x"}}},  # would be an option of CRIU's
         {"networks": [{"name": "n", "driver": "bridge", "addresses": ["fe80::1%lo\nvrf exec default id"]}]},

@@ -1,6 +1,7 @@
 """The house rules that a machine can check: imports go down, one importer a library, files stay small."""
 
 import ast
+import functools
 import re
 import sys
 from collections.abc import Iterator
@@ -53,8 +54,14 @@ disk."""
 
 def modules(*folders: str) -> Iterator[tuple[str, ast.Module]]:
     for folder in folders:
-        for path in sorted((ROOT / folder).rglob("*.py")):
-            yield str(path.relative_to(ROOT)), ast.parse(path.read_text())
+        yield from parsed(folder)
+
+
+@functools.cache
+def parsed(folder: str) -> list[tuple[str, ast.Module]]:
+    return [
+        (str(path.relative_to(ROOT)), ast.parse(path.read_text())) for path in sorted((ROOT / folder).rglob("*.py"))
+    ]
 
 
 def imports(tree: ast.Module) -> Iterator[str]:
