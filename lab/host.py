@@ -103,7 +103,7 @@ class Host:
 
     def start_engine(self) -> None:
         """Start containerd and dockerd without waiting for them."""
-        self.node.spawn("containerd", ["containerd"])
+        self.start_containerd()
         self._spawn_dockerd()
 
     def wait_for_docker(self, timeout: float = 60) -> None:
@@ -120,6 +120,15 @@ class Host:
             process.wait(10)
         # A unit would start it anew, and it would take the pid file for that of a running one.
         self.run(["rm", "-f", "/run/docker.pid"])
+
+    def kill_containerd(self) -> None:
+        """End containerd at once; dockerd waits for the next one, and the containers go on with their shims."""
+        if process := self.node.daemon("containerd"):
+            process.signal(signal.SIGKILL)
+            process.wait(10)
+
+    def start_containerd(self) -> None:
+        self.node.spawn("containerd", ["containerd"])
 
     def start_dockerd(self) -> None:
         self._spawn_dockerd()

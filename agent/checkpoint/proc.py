@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import select
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,6 +111,46 @@ def _is_at_work_in(process: Path, folder: Path, names: tuple[str, ...]) -> bool:
             named = os.fsencode(f"{folder}/") in (process / "cmdline").read_bytes()
             return named or (process / "cwd").readlink().is_relative_to(folder)
     return False  # it has ended meanwhile
+
+
+@dataclass(frozen=True, slots=True)
+class Shim:
+    """A containerd-shim, as containerd has called it."""
+
+    pid: int
+    address: str
+    """containerd's socket."""
+    namespace: str
+
+
+def shims_of(container_id: str) -> list[Shim]:
+    """Every shim of a container; one in another pid namespace is somebody who calls himself so. Blocks for a little."""
+    found = []
+    for process in Path("/proc").iterdir():
+        if process.name.isdigit():
+            with contextlib.suppress(OSError, ValueError, IndexError):
+                if (process / "comm").read_text().startswith("containerd-shim") and _in_our_namespace(process):
+                    words = (process / "cmdline").read_bytes().decode(errors="replace").split("\0")
+                    if words[words.index("-id") + 1] == container_id:
+                        address, namespace = (words[words.index(name) + 1] for name in ("-address", "-namespace"))
+                        found.append(Shim(int(process.name), address, namespace))
+    return found
+
+
+def _in_our_namespace(process: Path) -> bool:
+    return (process / "ns/pid").readlink() == Path("/proc/self/ns/pid").readlink()
+
+
+def has_ended(pid: int, seconds: float) -> bool:
+    """Wait for the end of a process; blocks for so long at most."""
+    try:
+        ended = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        return bool(select.select([ended], [], [], seconds)[0])
+    finally:
+        os.close(ended)
 
 
 def memory_available() -> int:

@@ -55,8 +55,9 @@ FILES = {
     "sysctls": handover.SYSCTLS,
     "made": handover.MADE,
 }
-WRAPPER = {"passed": handover.PASSED, "there": handover.THERE}
-FIFOS = {"release": handover.RELEASE, "held": handover.HELD, "run": handover.RUN}
+WRAPPER = {"passed": handover.PASSED, "there": handover.THERE, "criu": handover.CRIU}
+HOLDING = {"release": handover.RELEASE, "held": handover.HELD, "run": handover.RUN}
+FIFOS = (handover.GO, handover.EVENTS, handover.THERE, handover.CRIU, handover.MADE, handover.HELD, handover.RELEASE)
 
 CRIU = """\
 #!/bin/sh
@@ -64,6 +65,8 @@ CRIU = """\
 # done before the blackout. An end of file is the end of the runtime that would have said so.
 [ -e {folder}/{passed} ] || read -r there <{folder}/{there} || exit 1
 PATH=${{PATH#*:}}
+# its end is seen by the runtime: runc waits on for what a killed CRIU had restored by then
+echo $$ 1<>{folder}/{criu}
 exec criu "$@"
 """
 
@@ -145,7 +148,7 @@ class HandOver:
         """
         self.path.mkdir(parents=True, mode=0o700, exist_ok=True)
         self.path.parent.chmod(0o700)
-        for name in (handover.GO, handover.EVENTS, handover.MADE, handover.HELD, handover.RELEASE, handover.THERE):
+        for name in FIFOS:
             with contextlib.suppress(FileExistsError):
                 os.mkfifo(self.path / name, 0o600)
         self.work.mkdir(exist_ok=True, mode=0o700)
@@ -270,7 +273,7 @@ class HandOver:
         self._open.clear()
         with contextlib.suppress(FileNotFoundError):
             (self.path / handover.PLAN).unlink()
-        await self.unmount_all()
+        await self.unmount_all(killed=True)  # a runc that was killed meanwhile has left its mount for CRIU
         await asyncio.to_thread(shutil.rmtree, self.path, ignore_errors=True)
 
     async def unmount_all(self, *, killed: bool = False) -> None:
@@ -299,7 +302,7 @@ class HandOver:
 
 def put_scripts(path: Path, folder: Path, options: CriuOptions, stand_in: Sequence[str]) -> None:
     """What a restore calls, written into `path`; when it does they lie in `folder`."""
-    _put_script(path / handover.HOLD, HOLD.format(folder=folder, **FIFOS))
+    _put_script(path / handover.HOLD, HOLD.format(folder=folder, **HOLDING))
     (path / handover.CRIU_CONF).write_text(options.for_restore(folder / handover.HOLD))
     (path / handover.LOCK).write_text(lock.RULES)
     (path / handover.ADDRESSES).write_text(identity.stand_in(stand_in))

@@ -54,6 +54,13 @@ async def or_why_it_ended(proof: Coroutine[Any, Any, None], start: "asyncio.Task
         raise
 
 
+async def why_not(start: "asyncio.Task[None]", seconds: float) -> str:
+    """What dockerd says of a start that fails; empty where it says nothing in time."""
+    await asyncio.wait({start}, timeout=seconds)
+    failure = start.exception() if start.done() and not start.cancelled() else None
+    return str(failure) if failure else ""
+
+
 async def end(hand_over: HandOver, result: RestoreResult) -> None:
     """Make sure that no task of it is left, and no mount that would keep containerd from deleting it."""
     holders = proc.criu_in(hand_over.path)

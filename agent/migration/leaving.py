@@ -13,7 +13,7 @@ from agent.base.errors import AgentError, DockerFailed
 from agent.base.tasks import within
 from agent.checkpoint import freezer, proc
 from agent.doors.peer_client import PeerClient
-from agent.migration import belongings, kept, restarting
+from agent.migration import belongings, cleared, kept, restarting
 from agent.migration.host import Host
 from agent.migration.run import Run
 from agent.migration.subject import Subject
@@ -111,13 +111,14 @@ async def end_copy(host: Host, run: Run, subject: Subject) -> None:
     await freezer.kill_frozen(subject.cgroup)
     found = await host.docker.find(subject.id)
     if found is None:
+        await cleared.clear(host.shell, subject.id)
         return
     if subject.after is SourcePolicy.KEEP and not subject.auto_remove:
         name = f"{subject.name}.moved-{run.id}"
         if found.name != name:
             await host.docker.rename(subject.id, name)
         return
-    await host.docker.remove(subject.id, force=True, volumes=False)
+    await cleared.remove(host.docker, host.shell, subject.id)
     for volume in subject.offer.volumes:
         if belongings.copied(volume):
             # its content is on the target, proved by hash; a stale copy here would stand in the way of a return

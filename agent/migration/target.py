@@ -22,7 +22,7 @@ from agent.checkpoint.criu import CriuOptions
 from agent.checkpoint.diagnosis import restore_failed
 from agent.doors.handover import HandOver, RestoreResult, StagedInfo
 from agent.doors.peer_server import Stream
-from agent.migration import admission, arrival, belongings, creating, fitting, held, restarting
+from agent.migration import admission, arrival, belongings, cleared, creating, fitting, held, restarting
 from agent.migration.following import Following
 from agent.migration.host import Host
 from agent.migration.run import Run
@@ -298,8 +298,7 @@ class Target:
         await self._streams_to_end()
         if self.container_id:
             await self._end_copy(self._hand_over_again())
-            await self._host.docker.remove(self.container_id, force=True, volumes=False)
-            await asyncio.to_thread(freezer.remove_of, self.container_id)  # runc does not know of what it was killed in
+            await cleared.remove(self._host.docker, self._host.shell, self.container_id)
         elif self.run.record.get("creating"):
             await belongings.remove_half_created(self._host.docker, self.offer)
         await self._clear_hand_over()
@@ -388,9 +387,9 @@ class Target:
             giving_up.cancel()
         if self._given_up.is_set():
             raise Cancelled(f"the source has taken the migration of {self.offer.container} back")
-        await asyncio.wait({self._start}, timeout=self._host.settings.deadlines.docker)
-        failure = self._start.exception() if self._start.done() and not self._start.cancelled() else None
-        reason = str(failure) if failure else ""
+        if hearing.done():
+            await held.end_in_part(self._hand_over)  # dockerd waits for the end of what a killed CRIU has left
+        reason = await held.why_not(self._start, self._host.settings.deadlines.docker)
         log = self._hand_over.work / "restore.log"
         raise restore_failed(log, f"{self.run.id}-restore.log", self._host.name, reason, wanted[-1])
 

@@ -14,6 +14,7 @@
     bin/criu        agent -> runc       what runc takes for CRIU: waits until there are images, then is CRIU
     images-there    fifo, runtime -> bin/criu  one line
     passed          runtime -> bin/criu        from then on it does not wait any more
+    criu            fifo, bin/criu -> runtime  one line each time that it becomes CRIU: its process
     go              fifo, agent -> runtime     one word: `restore` or `discard`
     events          fifo, runtime -> agent     one line an event: staged, printed, held, failed
     staged.json     runtime -> agent    root file system and bundle; there once the runtime waits
@@ -47,6 +48,7 @@ RESTORED = "restored"
 BIN = "bin"
 THERE = "images-there"
 PASSED = "passed"
+CRIU = "criu"
 RELEASE = "release"
 STAGED = "staged.json"
 RESULT = "result.json"

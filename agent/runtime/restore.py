@@ -27,6 +27,8 @@ from agent.runtime import handover
 CREATE_ONLY_FLAGS = {"--no-new-keyring"}
 SYSCTL = re.compile(r"[A-Za-z0-9_./:@-]+")
 CREATE_ONLY_OPTIONS = {"--preserve-fds", "--pidfd-socket"}
+NEXT_CALL_SECONDS = 2.0
+"""For runc to end, or to call CRIU again, after an end of CRIU."""
 
 
 def split_call(argv: list[str]) -> tuple[list[str], list[str], str]:
@@ -243,14 +245,14 @@ class Restoring:
         self._began = began
         self._ended = os.pidfd_open(runc.pid)
         # opened here, before anybody can write: a fifo that nobody has open forgets
-        self._made, self._held = (
+        self._made, self._held, self._criu = (
             os.open(f"{folder}/{fifo}", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-            for fifo in (handover.MADE, handover.HELD)
+            for fifo in (handover.MADE, handover.HELD, handover.CRIU)
         )
 
     def to_the_end(self) -> int:
         """Wait until CRIU holds the tasks, or runc has failed; the exit code of `create`."""
-        pid = first_word(self._held, self._ended)
+        pid = when_held(self._held, self._ended, self._criu)
         if pid:
             self._write_pid(pid)
         self._say(pid)
@@ -291,6 +293,34 @@ def first_word(fifo: int, ended: int, seconds: float | None = None) -> int:
     """A process id from the fifo; 0 if what would have written it has ended without that, or it takes too long."""
     ready, _, _ = select.select([fifo, ended], [], [], seconds)
     return int(os.read(fifo, 64)) if fifo in ready else 0
+
+
+def when_held(held: int, ended: int, calls: int, seconds: float = NEXT_CALL_SECONDS) -> int:
+    """The first process, once CRIU holds it; 0 if runc has ended without that, or waits for a CRIU that is dead.
+
+    runc hears of CRIU's end when nobody has its socket any more, and what CRIU had forked by then has it.
+    """
+    criu: int | None = None
+    patience: float | None = None
+    while True:
+        watched = [held, ended, calls] if criu is None else [held, ended, calls, criu]
+        ready, _, _ = select.select(watched, [], [], patience)
+        if held in ready:
+            return int(os.read(held, 64))
+        if calls in ready:
+            criu, patience = end_of(int(os.read(calls, 256).split()[-1])), None
+        elif ended in ready or criu not in ready:
+            return 0
+        if criu is None or criu in ready:  # runc calls it more than once: the next call comes at once
+            criu, patience = None, seconds
+
+
+def end_of(pid: int) -> int | None:
+    """What can be waited for until a process has ended; None where it has."""
+    try:
+        return os.pidfd_open(pid)
+    except ProcessLookupError:
+        return None
 
 
 def replace(folder: str, **changed: int) -> None:

@@ -49,6 +49,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--first", type=int, default=0, metavar="RUN", help="the number of the first run: to do one again"
     )
+    parser.add_argument("--only", type=int, nargs="+", metavar="RUN", help="these runs alone, on one ground")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write how they came out there")
     parser.add_argument("--until", metavar="HH:MM", help="begin no run after this time of day (UTC)")
     parser.add_argument("--crowd", type=int, default=0, metavar="N", help="first move so many containers, 4 at a time")
@@ -78,7 +79,7 @@ async def _campaign(options: argparse.Namespace, out: Outcome) -> None:
             ground = await _ground()
             out.crowd = await moved(ground.cluster, A, B, options.crowd, together=6, limit=4)
             print(out.crowd, flush=True)
-        for number in range(first, last):
+        for number in options.only or range(first, last):
             if options.until and f"{datetime.now(UTC):%H:%M}" >= options.until:
                 break
             ground = ground or await _ground()

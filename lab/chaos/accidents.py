@@ -11,8 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from lab.chaos import disks, kernel
 from lab.chaos import ground as grounds
-from lab.chaos import kernel
 from lab.chaos.ground import Ground
 from lab.chaos.peer_relay import Harm
 from lab.chaos.plan import Accident, Fault
@@ -81,6 +81,13 @@ def _dockerd_killed(ground: Ground, host: Host) -> bool:
     return True
 
 
+def _containerd_killed(ground: Ground, host: Host) -> bool:
+    if host.node.daemon("containerd") is None:
+        return False
+    host.kill_containerd()
+    return True
+
+
 def _link_cut(ground: Ground, host: Host) -> bool:
     ground.cluster.lab.cut(host.name)
     return True
@@ -97,7 +104,12 @@ def _broker_gone(ground: Ground, host: Host) -> bool:
 
 
 def _disk_full(ground: Ground, host: Host) -> bool:
-    grounds.fill_disk(host)
+    disks.fill(host, disks.JOURNAL)
+    return True
+
+
+def _docker_full(ground: Ground, host: Host) -> bool:
+    disks.fill(host, disks.DOCKER)
     return True
 
 
@@ -119,11 +131,13 @@ DOES: dict[Accident, Callable[[Ground, Host], bool]] = {
     Accident.RUNC_KILLED: lambda ground, host: _kill(host, PROGRAMS[Accident.RUNC_KILLED]) > 0,
     Accident.SHIM_KILLED: lambda ground, host: _kill(host, PROGRAMS[Accident.SHIM_KILLED]) > 0,
     Accident.DOCKERD_KILLED: _dockerd_killed,
+    Accident.CONTAINERD_KILLED: _containerd_killed,
     Accident.HOST_GONE: _host_gone,
     Accident.LINK_CUT: _link_cut,
     Accident.LINK_SLOW: _link_slow,
     Accident.BROKER_GONE: _broker_gone,
     Accident.DISK_FULL: _disk_full,
+    Accident.DOCKER_FULL: _docker_full,
     Accident.TMPFS_FULL: _tmpfs_full,
     Accident.MEMORY_LIMIT: _memory_limit,
 }
@@ -156,11 +170,13 @@ MENDS: dict[Accident, Callable[[Ground, Host], None]] = {
     Accident.AGENT_KILLED: _agent_back,
     Accident.AGENT_STOPPED: _agent_back,
     Accident.DOCKERD_KILLED: lambda ground, host: ground.restart_dockerd(host),
+    Accident.CONTAINERD_KILLED: lambda ground, host: ground.restart_containerd(host),
     Accident.HOST_GONE: _booted,
     Accident.LINK_CUT: _healed,
     Accident.LINK_SLOW: _healed,
     Accident.BROKER_GONE: _broker_back,
-    Accident.DISK_FULL: lambda ground, host: grounds.empty_disk(host),
+    Accident.DISK_FULL: lambda ground, host: disks.empty(host, disks.JOURNAL),
+    Accident.DOCKER_FULL: lambda ground, host: disks.empty(host, disks.DOCKER),
 }
 
 

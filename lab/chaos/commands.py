@@ -16,7 +16,7 @@ from lab.cluster import Cluster, migration
 from lab.shell import LabError
 from protocol.base import new_command_id
 from protocol.commands import Cancel, Command, ListMigrations, Migrate, OpenMigration, Reply, ReplyKind, Resolve
-from protocol.errors import ErrorCode
+from protocol.errors import Consequence, ErrorCode
 
 if TYPE_CHECKING:
     from lab.chaos.campaign import Seen
@@ -25,6 +25,8 @@ ANSWER_SECONDS = 8.0
 CANCEL_SECONDS = 1.0
 UNDECIDED = ("planned", "reserved", "copying", "frozen", "prepared")
 BUSY = (ErrorCode.BUSY, ErrorCode.NO_SUCH_CONTAINER, ErrorCode.NAME_TAKEN, ErrorCode.NOT_RUNNING)
+BLIND = (ErrorCode.DOCKER_UNAVAILABLE,)
+"""Which container is meant can't be asked just now, where an accident has taken dockerd."""
 
 
 class Commands:
@@ -79,8 +81,9 @@ class Commands:
             self.wrong.append(f"the same command again was answered {reply.kind} {reply.migration}: {reply.error}")
         other = migration(self._command.container, self._command.to)
         answer = await self._first(controller, other)
-        code = answer.error.code if answer.error else None
-        if code not in BUSY and _phase(steps, "source") not in ENDED:
+        code, consequence = (answer.error.code, answer.error.consequence) if answer.error else (None, None)
+        refused = code in BUSY or (code in BLIND and consequence is Consequence.UNTOUCHED)
+        if not refused and _phase(steps, "source") not in ENDED:
             self.wrong.append(f"a second move of the same container was answered {answer.kind}: {answer.error}")
         return True, f"{reply.kind}, {code}"
 

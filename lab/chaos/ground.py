@@ -1,4 +1,4 @@
-"""The two hosts of a campaign: one of each engine, a disk of its own for the journal, relays between the agents.
+"""The two hosts of a campaign: one of each engine, disks of their own for what they keep, relays between the agents.
 
 dockerd has live-restore, so that its end alone ends no container; agents have short deadlines, so that a run is short.
 """
@@ -11,8 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from lab import shell
-from lab.chaos import kernel
+from lab.chaos import disks, kernel
 from lab.chaos.peer_relay import PeerRelay
 from lab.cluster import TRANSSHIP, Cluster
 from lab.host import Engine, Host, HostSpec
@@ -23,11 +22,6 @@ from lab.shell import LabError
 A, B = "a26", "b28"
 HOSTS = (HostSpec(A, Engine.DOCKER26), HostSpec(B, Engine.DOCKER28))
 RELAYS = {A: Address(61), B: Address(62)}
-JOURNAL_MIB, IMAGE = 48, "journal.img"
-OUTSIDE = "journal"
-"""Where it is mounted on the machine that the campaign runs on, to be read (journals.py)."""
-STATE = "/var/lib/transship"
-FILLER = "filler"
 MEMORY_BYTES = 256 << 20
 AGENT: dict[str, Any] = {
     "deadlines": {"connect": 2.0, "offer": 10.0, "stage": 20.0, "dump": 20.0, "prepare": 20.0, "go": 8.0},
@@ -52,14 +46,14 @@ class Ground:
     def make(cls, name: str) -> "Ground":
         """Bring the lab up; its agents' journals lie on disks of their own from the first moment on."""
         for spec in HOSTS:  # a campaign before this one may have been killed
-            _release_disk(state_folder() / name / spec.name)
+            disks.release(state_folder() / name / spec.name)
         cluster = Cluster.up(name, HOSTS)
         try:
             ground = cls(cluster)
             for host in cluster.lab.hosts.values():
                 host.stop_agent()
-                _live_restore(host)
-                _make_disk(host)
+                _set_up_docker(host)
+                disks.make(host, disks.JOURNAL)
                 _bring_library(host)
                 address = {"peer": {"address": RELAYS[host.name].v4}}
                 host.agent.always(AGENT | address)
@@ -84,8 +78,9 @@ class Ground:
         for host in self.hosts:
             if host.node.running():
                 host.stop_agent()
-                host.run(["umount", STATE], check=False)
-            _release_disk(host.node.place)
+                host.run(["umount", disks.JOURNAL.place], check=False)
+        for host in self.hosts:
+            disks.release(host.node.place)
         self.cluster.lab.down()
 
     async def close(self) -> None:
@@ -107,7 +102,8 @@ class Ground:
     def boot(self, host: Host) -> None:
         """Bring a host up again after a power cut, its agent too."""
         host.node.start()
-        _mount_disk(host)
+        for disk in disks.DISKS:
+            disks.mount(host, disk)
         host.start_engine()
         host.wait_for_docker()
         self.start_agent(host)
@@ -116,6 +112,10 @@ class Ground:
         if host.node.running() and host.node.daemon("dockerd") is None:
             host.run(["rm", "-f", "/run/docker.pid"])
             host.start_dockerd()
+
+    def restart_containerd(self, host: Host) -> None:
+        if host.node.running() and host.node.daemon("containerd") is None:
+            host.start_containerd()
 
     def mend(self) -> None:
         """Whatever has happened to it: both hosts, the links, the broker and the agents are as they should be."""
@@ -130,7 +130,9 @@ class Ground:
         if lab.broker.node.daemon("mosquitto") is None:
             lab.broker.start()
         for host in self.hosts:
-            empty_disk(host)
+            for disk in disks.DISKS:
+                disks.empty(host, disk)
+            self.restart_containerd(host)
             self.restart_dockerd(host)
             self.start_agent(host)
 
@@ -157,19 +159,6 @@ def set_memory(host: Host, container: str, limit: int | None = None) -> bool:
     return False
 
 
-def fill_disk(host: Host) -> None:
-    """Leave not one block free on the disk that the journal lies on."""
-    path = Path(f"/proc/{host.node.init().pid}/root{STATE}/{FILLER}")
-    for size in (1 << 20, 1 << 12, 1):
-        with contextlib.suppress(OSError), path.open("ab", buffering=0) as file:
-            while True:
-                file.write(bytes(size))
-
-
-def empty_disk(host: Host) -> None:
-    Path(f"/proc/{host.node.init().pid}/root{STATE}/{FILLER}").unlink(missing_ok=True)
-
-
 def shrink_tmpfs(host: Host, below: str) -> int:
     """Let the file systems for images below this folder have no room beyond what they hold; how many there were."""
     mounts = [line.split() for line in host.node.read("/proc/mounts").splitlines()]
@@ -183,39 +172,14 @@ def shrink_tmpfs(host: Host, below: str) -> int:
     return len(found)
 
 
-def _live_restore(host: Host) -> None:
+def _set_up_docker(host: Host) -> None:
+    """With live-restore, and its data on a disk of its own."""
     configuration = json.loads(host.node.read("/etc/docker/daemon.json"))
     host.node.write("/etc/docker/daemon.json", json.dumps(configuration | {"live-restore": True}), 0o644)
     host.run([TRANSSHIP, "setup"], timeout=60)
-    host.restart_dockerd()
-
-
-def _make_disk(host: Host) -> None:
-    image = host.node.place / IMAGE
-    with image.open("wb") as file:
-        file.truncate(JOURNAL_MIB << 20)
-    shell.run(["mkfs.ext4", "-q", "-F", "-m", "0", str(image)])
-    device = shell.run(["losetup", "--find", "--show", str(image)]).stdout.strip()
-    (host.node.place / "journal.device").write_text(device)
-    (host.node.place / OUTSIDE).mkdir()
-    shell.run(["mount", device, str(host.node.place / OUTSIDE)])
-    _mount_disk(host)
-
-
-def _mount_disk(host: Host) -> None:
-    device = (host.node.place / "journal.device").read_text()
-    number = device.removeprefix("/dev/loop")
-    script = 'rm -f "$0"; mknod "$0" b 7 "$1" && mkdir -p "$2" && mount "$0" "$2" && chmod 700 "$2"'
-    host.run(["sh", "-c", script, device, number, STATE])
-
-
-def _release_disk(place: Path) -> None:
-    image = place / IMAGE
-    if image.exists():
-        shell.run(["umount", "--lazy", str(place / OUTSIDE)], check=False)
-        devices = shell.run(["losetup", "--noheadings", "--output", "NAME", "-j", str(image)]).stdout.split()
-        for device in devices:
-            shell.run(["losetup", "--detach", device], check=False)
+    host.stop_dockerd()
+    disks.make(host, disks.DOCKER)
+    host.start_dockerd()
 
 
 def _bring_library(host: Host) -> None:

@@ -15,6 +15,8 @@ from lab.chaos.loads import NAME, VOLUME
 from lab.host import Host
 
 OURS = "/run/transship"
+RUNCS = "/criu-root"
+"""What runc mounts in its own folder for as long as CRIU restores."""
 SCRIPTS = ("runtime/restore.py", "runtime/pages.py", "runtime/launcher.sh")
 
 
@@ -80,7 +82,8 @@ def leftovers(host: Host) -> list[str]:
     found = [f"container {one.name} ({one.id[:12]})" for one in known if one.name != NAME]
     root = Path(f"/proc/{init}/root")
     found += _files(root)
-    found += [f"mount {line}" for line in Path(f"/proc/{init}/mounts").read_text().splitlines() if OURS in line]
+    mounts = Path(f"/proc/{init}/mounts").read_text().splitlines()
+    found += [f"mount {line}" for line in mounts if OURS in line or RUNCS in line.split()[1]]
     if kernel.TABLE in (kernel.tables(init) or ()):
         found.append("a lock in the host's own network namespace")
     found += _held(host, ids)

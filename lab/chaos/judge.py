@@ -19,8 +19,8 @@ SETTLE_SECONDS = 45.0
 PROGRESS_SECONDS = 20.0
 PROGRESS = 5
 TAKES_MEMORY = (Accident.HOST_GONE, Accident.SHIM_KILLED, Accident.MEMORY_LIMIT)
-TAKES_LOG = (*TAKES_MEMORY, Accident.DOCKERD_KILLED)
-"""dockerd has lines in its own memory before they are in its file."""
+TAKES_LOG = (*TAKES_MEMORY, Accident.DOCKERD_KILLED, Accident.DOCKER_FULL)
+"""dockerd has lines in its own memory before they are in its file, and drops what it can't write."""
 
 
 @dataclass(slots=True)

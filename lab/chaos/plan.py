@@ -1,7 +1,8 @@
 """What happens in one run of a campaign, by the seed and the run's number alone.
 
-The first accident of a run goes through every cell of (moment, side, accident) in an order of the seed's, so that as
-many runs as there are cells have tried each of them; a second one, in about a third of the runs, is drawn.
+The first accident of a run goes through every cell of (moment, side, accident) in one order, and a seed begins where a
+campaign of the seed before ends: so as many runs as there are cells have tried each of them, whatever the seeds. A
+second one, in about a third of the runs, is drawn, at no earlier moment: it does not keep the first from its phase.
 """
 
 import enum
@@ -20,11 +21,13 @@ class Accident(enum.StrEnum):
     RUNC_KILLED = "runc killed"
     SHIM_KILLED = "containerd-shim killed"
     DOCKERD_KILLED = "dockerd killed"
+    CONTAINERD_KILLED = "containerd killed"
     HOST_GONE = "host gone"
     LINK_CUT = "link cut"
     LINK_SLOW = "link slow"
     BROKER_GONE = "broker gone"
-    DISK_FULL = "disk full"
+    DISK_FULL = "journal's disk full"
+    DOCKER_FULL = "Docker's disk full"
     TMPFS_FULL = "tmpfs full"
     MEMORY_LIMIT = "memory limit hit"
     TRUNCATED = "stream truncated"
@@ -86,6 +89,8 @@ HOLD_SECONDS = (0.0, 0.0, 0.3, 1.5, 6.0)
 DELAYS_MS = (0, 0, 0, 2, 10, 40, 120)
 """After the moment's event: what is hit is some step within the phase."""
 CONTAINER_RUNS = 8
+PIECE = 100
+"""Runs of a campaign: so much further in the order of all cells each seed begins."""
 LOADS = (Load.COUNTER, Load.COUNTER, Load.RECORDS, Load.RECORDS, Load.RECORDS, Load.LARGE)
 
 
@@ -133,12 +138,13 @@ def cells() -> list[tuple[Accident, str, Moment]]:
 
 def plan(seed: int, run: int) -> Plan:
     order = cells()
-    random.Random(f"order {seed} {run // len(order)}").shuffle(order)
+    random.Random("order").shuffle(order)
     dice = random.Random(f"run {seed} {run}")
     load = random.Random(f"load {seed} {run // CONTAINER_RUNS}").choice(LOADS)
-    chosen = [order[run % len(order)]]
+    chosen = [order[(seed * PIECE + run) % len(order)]]
     if dice.random() < 0.35:
-        chosen.append(dice.choice(order))
+        first = MOMENTS.index(chosen[0][2])
+        chosen.append(dice.choice([cell for cell in order if MOMENTS.index(cell[2]) >= first]))
     faults = [
         Fault(*cell, dice.choice(DELAYS_MS), dice.choice(HOLD_SECONDS), dice.randrange(1 << 30)) for cell in chosen
     ]

@@ -30,8 +30,7 @@ was; the same process with its memory, unless an accident ended it where it ran;
 the one connection of its client unbroken, and nothing acknowledged missing; no folder, mount, lock, frozen or stopped
 task, process, cgroup, volume, shim or open migration left on either host.
 
-What it does not do: fill the disk that Docker's data lies on (it is the machine's own; the journal's disk is filled),
-end containerd itself, or move by pre-copy (the lab's kernel has none).
+What it does not do: move by pre-copy (the lab's kernel has none).
 """
 
 
