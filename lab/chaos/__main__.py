@@ -5,15 +5,15 @@ import asyncio
 import json
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
 from lab import shell
 from lab.chaos import report
 from lab.chaos.campaign import Campaign, Seen
-from lab.chaos.crowd import Crowd, moved
-from lab.chaos.ground import A, B, Ground
+from lab.chaos.crowd import Crowd, evacuated, moved
+from lab.chaos.ground import LIMIT, A, B, Ground
 from lab.chaos.plan import plan
 from lab.chaos.recovery import recoveries
 from lab.roots import CHECKOUT
@@ -33,11 +33,11 @@ def main() -> int:
     try:
         asyncio.run(_campaign(options, out))
     finally:
-        if out.rows or out.crowd:
+        if out.rows or out.crowd or out.evacuation:
             _write(options, out)
     rows, wrong = out.rows, [row for row in out.rows if row["violations"]]
-    if out.crowd:
-        wrong += [{"crowd": what} for what in out.crowd.wrong]
+    for many in (out.crowd, out.evacuation):
+        wrong += [{"crowd": what} for what in many.wrong] if many else []
     print(f"{len(rows)} runs, {len(wrong)} with a violation")
     return 1 if wrong else 0
 
@@ -53,6 +53,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write how they came out there")
     parser.add_argument("--until", metavar="HH:MM", help="begin no run after this time of day (UTC)")
     parser.add_argument("--crowd", type=int, default=0, metavar="N", help="first move so many containers, 4 at a time")
+    parser.add_argument("--evacuation", type=int, default=0, metavar="N", help="first evacuate so many, 4 at a time")
     parser.add_argument("--page", action="store_true", help="write docs/reliability.md")
     parser.add_argument("--write-page", type=Path, nargs="+", metavar="FILE", help="write it from JSON files alone")
     parser.add_argument(
@@ -68,6 +69,7 @@ class Outcome:
     rows: list[report.Row] = field(default_factory=list)
     recoveries: list[dict[str, float]] = field(default_factory=list)
     crowd: Crowd | None = None
+    evacuation: Crowd | None = None
 
 
 async def _campaign(options: argparse.Namespace, out: Outcome) -> None:
@@ -77,8 +79,12 @@ async def _campaign(options: argparse.Namespace, out: Outcome) -> None:
     try:
         if options.crowd:
             ground = await _ground()
-            out.crowd = await moved(ground.cluster, A, B, options.crowd, together=6, limit=4)
+            out.crowd = await moved(ground.cluster, A, B, options.crowd, together=6, limit=LIMIT)
             print(out.crowd, flush=True)
+        if options.evacuation:
+            ground = ground or await _ground()
+            out.evacuation = await evacuated(ground.cluster, A, B, options.evacuation, limit=LIMIT)
+            print(out.evacuation, flush=True)
         for number in options.only or range(first, last):
             if options.until and f"{datetime.now(UTC):%H:%M}" >= options.until:
                 break
@@ -156,7 +162,10 @@ def _keep_logs(options: argparse.Namespace, ground: Ground, seen: Seen) -> None:
 def _write(options: argparse.Namespace, out: Outcome) -> None:
     commit = shell.run(["git", "-C", str(CHECKOUT), "rev-parse", "--short=10", "HEAD"]).stdout.strip()
     date = time.strftime("%Y-%m-%d", time.gmtime())
-    whole = report.summary(out.rows, date=date, commit=commit, recoveries=out.recoveries, crowd=out.crowd)
+    whole = report.summary(out.rows, date=date, commit=commit, recoveries=out.recoveries)
+    whole |= {
+        name: asdict(many) if many else None for name, many in (("crowd", out.crowd), ("evacuation", out.evacuation))
+    }
     if options.json:
         report.write(options.json, whole)
     if options.page:

@@ -1,4 +1,6 @@
-"""Many containers by as many commands: no more at once than the host takes, none lost, doubled or left behind."""
+"""Many containers at once, by as many commands or by one evacuation: no more at a time than the host takes, none lost,
+doubled or left behind.
+"""
 
 import asyncio
 import itertools
@@ -6,16 +8,20 @@ import time
 from dataclasses import dataclass
 
 from lab.chaos.inspect_host import leftovers
+from lab.chaos.journals import JournalReader
 from lab.cluster import Cluster, migration
 from lab.host import Host
 from lab.shell import LabError
 from lab.workloads import counted, run_counter
-from protocol.commands import ReplyKind
+from protocol.base import new_command_id
+from protocol.commands import Cordon, Evacuate, ReplyKind
 from protocol.errors import Consequence, ErrorCode
+from protocol.evacuation import EvacueeState
 
 PREFIX = "crowd"
 SECONDS = 400.0
 LEFT_SECONDS = 20.0
+LOOK_SECONDS = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +33,8 @@ class Crowd:
     """Commands beyond the limit, each refused untouched and given again."""
     seconds: float
     wrong: tuple[str, ...]
+    together: int = 0
+    """How many moves were seen open at once in the source's journal, at most; 0: not looked at."""
 
 
 def names(count: int) -> list[str]:
@@ -77,6 +85,42 @@ async def move(cluster: Cluster, source: str, target: str, count: int, together:
     busy = next(refused)
     wrong = [] if busy or together <= limit else [f"{together} commands at once, and none beyond {limit} was refused"]
     return Crowd(count, busy, seconds, (*wrong, *await asyncio.to_thread(check, cluster, source, target, count)))
+
+
+async def evacuated(cluster: Cluster, source: str, target: str, count: int, *, limit: int) -> Crowd:
+    """The same by one command of the product's, which keeps to the limit by itself."""
+    try:
+        await asyncio.to_thread(start, cluster[source], count)
+        return await evacuate(cluster, source, target, count, limit)
+    finally:
+        await cluster.ask(source, Cordon(id=new_command_id(), cordoned=False))
+        await asyncio.to_thread(remove, cluster, count)
+
+
+async def evacuate(cluster: Cluster, source: str, target: str, count: int, limit: int) -> Crowd:
+    """Empty the source, and look at its journal meanwhile."""
+    began, most = time.monotonic(), 0
+    reader = JournalReader(cluster[source])
+    asking = asyncio.create_task(
+        cluster.ask(source, Evacuate(id=new_command_id(), to=(target,), parallel=limit)), name="evacuate"
+    )
+    try:
+        async with asyncio.timeout(SECONDS):
+            while not asking.done():
+                most = max(most, sum(role == "source" for _, role, _ in reader.unfinished()))
+                await asyncio.wait({asking}, timeout=LOOK_SECONDS)
+    finally:
+        asking.cancel()
+        reader.close()
+    seconds, reply = time.monotonic() - began, asking.result()
+    rows = reply.evacuation.containers if reply.evacuation else ()
+    wrong = [f"{one.container}: {one.state}, {one.error}" for one in rows if one.state is not EvacueeState.MOVED]
+    if len(rows) != count or reply.kind is not ReplyKind.FINISHED:
+        wrong.append(f"{len(rows)} containers in an evacuation of {count}: {reply.kind}, {reply.error}")
+    if not 1 < most <= limit:
+        wrong.append(f"{most} moves at once where {limit} were asked for")
+    left_over = await asyncio.to_thread(check, cluster, source, target, count)
+    return Crowd(count, 0, seconds, (*wrong, *left_over), most)
 
 
 def check(cluster: Cluster, source: str, target: str, count: int) -> list[str]:

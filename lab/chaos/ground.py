@@ -23,9 +23,11 @@ A, B = "a26", "b28"
 HOSTS = (HostSpec(A, Engine.DOCKER26), HostSpec(B, Engine.DOCKER28))
 RELAYS = {A: Address(61), B: Address(62)}
 MEMORY_BYTES = 256 << 20
+LIMIT = 4
+"""Moves at once."""
 AGENT: dict[str, Any] = {
     "deadlines": {"connect": 2.0, "offer": 10.0, "stage": 20.0, "dump": 20.0, "prepare": 20.0, "go": 8.0},
-    "limits": {"migrations": 4},
+    "limits": {"migrations": LIMIT},
 }
 AGENT["deadlines"] |= {"ask_again": 0.25, "docker": 20.0, "freeze": 5.0}
 FAKETIME = "/usr/local/lib/libfaketime.so.1"

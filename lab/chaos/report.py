@@ -4,16 +4,15 @@ import json
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from lab.chaos.campaign import Seen
-from lab.chaos.crowd import Crowd
 from lab.chaos.journals import ENDED
 from lab.chaos.plan import BOTH, MOMENTS, SIDES, Accident, can_be
 
 Row = dict[str, Any]
+CROWDS = ("crowd", "evacuation")
 _HEAD = """\
 # Reliability
 
@@ -75,9 +74,7 @@ def row(seen: Seen) -> Row:
     }
 
 
-def summary(
-    rows: list[Row], *, date: str, commit: str, recoveries: Sequence[Mapping[str, float]], crowd: Crowd | None
-) -> Row:
+def summary(rows: list[Row], *, date: str, commit: str, recoveries: Sequence[Mapping[str, float]]) -> Row:
     """The whole of a campaign."""
     kinds = Counter(kind for one in rows for kind in {fault["kind"] for fault in one["faults"] if fault["hit"]})
     wrong = Counter(
@@ -90,7 +87,6 @@ def summary(
         "violations": sum(bool(one["violations"]) for one in rows),
         "by_fault": {kind: {"runs": kinds[kind], "violations": wrong[kind]} for kind in Accident},
         "recoveries": list(recoveries),
-        "crowd": asdict(crowd) if crowd else None,
         "each": rows,
     }
 
@@ -104,9 +100,8 @@ def together(parts: Sequence[Row]) -> Row:
         date=", ".join(dates),
         commit=", ".join(commits),
         recoveries=[one for part in parts for one in part["recoveries"]],
-        crowd=None,
     )
-    return whole | {"crowd": next((part.get("crowd") for part in parts if part.get("crowd")), None)}
+    return whole | {name: next(filter(None, (part.get(name) for part in parts)), None) for name in CROWDS}
 
 
 def write(file: Path, found: Row) -> None:
@@ -149,11 +144,13 @@ def _cells(rows: list[Row]) -> str:
         for fault in one["faults"]
         if fault["hit"]
     )
+    tried = Counter((kind, side, tuple(moment)) for one in rows for kind, side, moment in one["planned"])
     heads = [f"{role[0].upper()}: {phase}" for role, phase in MOMENTS]
     lines = [
         "## By moment",
         "",
-        "How many runs had a fault just after the source (S) or the target (T) had entered a phase. `-`: none; empty:",
+        "How many runs had a fault just after the source (S) or the target (T) had entered a phase. `0/2`: tried",
+        "twice, and what was to be killed did not run just then, or the move had ended before. `-`: not tried; empty:",
         "there is nothing to hit (no CRIU runs before a move is staged). A clock is off for the whole of a move.",
         "",
         f"| fault | side | {' | '.join(heads)} |",
@@ -161,9 +158,14 @@ def _cells(rows: list[Row]) -> str:
     ]
     for kind in Accident:
         for side in SIDES.get(kind, BOTH):
-            counts = [str(hits[kind, side, moment] or "-") if can_be(kind, side, moment) else "" for moment in MOMENTS]
+            places = [(kind, side, moment) for moment in MOMENTS]
+            counts = [_cell(hits[place], tried[place]) if can_be(*place) else "" for place in places]
             lines.append(f"| {kind} | {side} | {' | '.join(counts)} |")
     return "\n".join(lines) + "\n"
+
+
+def _cell(hits: int, tried: int) -> str:
+    return str(hits) if hits else f"0/{tried}" if tried else "-"
 
 
 def _ends(rows: list[Row]) -> str:
@@ -186,19 +188,32 @@ def _figures(found: Row) -> str:
         lines.append(
             f"- An agent that was started with open migrations in its journal ({len(open_ones)} times): up after "
             f"{_spread(up)} from its process's start; the last open one was taken up {_spread(taken)} after being up "
-            "(negative: before)."
+            f"(negative: before); within 2 s of that: {_within(taken, 2.0)}."
         )
     for name in ("cancel answered", "cancel over"):
         values = [one["commands"][name] for one in found["each"] if name in one["commands"]]
         if values:
-            lines.append(f"- {name}: {len(values)} times, after {_spread(values)}")
-    if crowd := found["crowd"]:
-        what = "; ".join(crowd["wrong"]) or "none lost, none twice, no number of theirs missing, nothing left behind"
+            lines.append(f"- {name}: {len(values)} times, after {_spread(values)}; within 1 s: {_within(values, 1.0)}.")
+    if crowd := found.get("crowd"):
         lines.append(
             f"- {crowd['containers']} containers by as many commands, 6 of them at a time where the host takes 4: "
-            f"{crowd['seconds']:.0f} s, {crowd['busy']} times Busy and given again; {what}."
+            f"{crowd['seconds']:.0f} s, {crowd['busy']} times Busy and given again; {_wrong_with(crowd)}."
+        )
+    if crowd := found.get("evacuation"):
+        lines.append(
+            f"- An evacuation of {crowd['containers']} containers, 4 at a time: {crowd['seconds']:.0f} s, "
+            f"{crowd['together']} moves open at once at most; {_wrong_with(crowd)}."
         )
     return "\n".join(lines) + "\n"
+
+
+def _wrong_with(crowd: Row) -> str:
+    return "; ".join(crowd["wrong"]) or "none lost, none twice, no number of theirs missing, nothing left behind"
+
+
+def _within(values: Sequence[float], seconds: float) -> str:
+    found = sum(value <= seconds for value in values)
+    return "all" if found == len(values) else f"{found} of {len(values)}"
 
 
 def _spread(values: Iterable[float]) -> str:

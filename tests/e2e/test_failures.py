@@ -44,6 +44,15 @@ def restore_fails(moves: Cluster) -> AbstractContextManager[None]:
     return replaced(moves[B], "/usr/sbin/criu", 'case "$1" in swrk) exit 1;; esac; exec /usr/sbin/criu.real "$@"')
 
 
+def restore_is_killed(moves: Cluster) -> AbstractContextManager[None]:
+    """CRIU, as soon as it has forked what it restores: that keeps runc waiting for it (agent/runtime/restore.py)."""
+    forked = "[ $(wc -w </proc/$pid/task/$pid/children) -gt 1 ]"  # one is the loop itself
+    dies = f"pid=$$; (until {forked}; do :; done; kill -9 $pid) &"
+    # it is asked for its version first
+    second = f"if [ -e /run/asked ]; then rm /run/asked; {dies} else : >/run/asked; fi"
+    return replaced(moves[B], "/usr/sbin/criu", f'case "$1" in swrk) {second};; esac; exec /usr/sbin/criu.real "$@"')
+
+
 def restart_agent(host: Host) -> None:
     host.stop_agent()
     host.start_agent()
@@ -82,8 +91,9 @@ def no_tmpfs(moves: Cluster) -> AbstractContextManager[None]:
         (dump_does_not_begin, ErrorCode.DUMP_FAILED),
         (dump_fails, ErrorCode.DUMP_FAILED),
         (restore_fails, ErrorCode.RESTORE_FAILED),
+        (restore_is_killed, ErrorCode.RESTORE_FAILED),
     ],
-    ids=["stage", "tmpfs", "lock", "dump-start", "dump", "restore"],
+    ids=["stage", "tmpfs", "lock", "dump-start", "dump", "restore", "restore-killed"],
 )
 async def test_a_failing_step_is_taken_back(
     moves: Cluster, breaking: Callable[[Cluster], AbstractContextManager[None]], code: ErrorCode
@@ -131,6 +141,26 @@ async def test_dockerd_can_not_have_what_is_restored(moves: Cluster) -> None:
         await clean(moves, A, B)
         assert name not in moves[B].docker("ps", "--all", "--format", "{{.Names}}").split()
         await until(lambda: not shims(moves[B]), "containerd has forgotten it too")
+    finally:
+        for host in (A, B):
+            moves[host].docker("rm", "--force", name, check=False)
+
+
+async def test_what_dockerd_leaves_of_the_moved_container_goes_too(moves: Cluster) -> None:
+    """dockerd removes a container also where runc was killed at that, and has forgotten its shim and its cgroups."""
+    name = "forgotten"
+    killed = "[ -e /run/killed ] || { : >/run/killed; kill -9 $$; }"
+    run_counter(moves[A], name)
+    try:
+        await counts_on(moves[A], name)
+        script = f'case " $* " in *" delete "*) {killed};; esac; exec /usr/sbin/runc.real "$@"'
+        with replaced(moves[A], "/usr/sbin/runc", script):
+            reply = await moves.migrate(name, A, B)
+        assert reply.kind is ReplyKind.FINISHED, reply.error
+        assert moves[A].run(["rm", "/run/killed"]).returncode == 0
+        await counts_on(moves[B], name)
+        await clean(moves, A, B)
+        assert shims(moves[A]) == []
     finally:
         for host in (A, B):
             moves[host].docker("rm", "--force", name, check=False)
