@@ -30,6 +30,11 @@ class Address:
     def v6(self) -> str:
         return f"fd77::{self.last:x}"
 
+    @property
+    def mac(self) -> str:
+        """Of the machine's own card; its containers on macvlan have others."""
+        return f"02:4c:0a:4d:00:{self.last:02x}"
+
 
 SWITCH = Address(1)
 
@@ -97,9 +102,9 @@ class Switch:
         )
 
     def plug(self, cable: str, machine: Namespace, address: Address) -> None:
-        """Connect a machine; it sees the cable as eth0."""
+        """Connect a machine; it sees the cable as eth0, by the same MAC after each boot, as a card has it."""
         self.namespace.ip(
-            f"link add {_port(cable)} type veth peer name eth0 netns {machine.name}",
+            f"link add {_port(cable)} type veth peer name eth0 address {address.mac} netns {machine.name}",
             f"link set {_port(cable)} master br0 up",
         )
         machine.ip(

@@ -121,7 +121,12 @@ def _tmpfs_full(ground: Ground, host: Host) -> bool:
 
 
 def _memory_limit(ground: Ground, host: Host) -> bool:
-    return any(grounds.set_memory(host, copy.container) for copy in kernel.copies(host))
+    end = time.monotonic() + PREY_SECONDS
+    while not (found := any(grounds.set_memory(host, copy.container) for copy in kernel.copies(host))):
+        if time.monotonic() > end:
+            break
+        time.sleep(0.003)
+    return found
 
 
 DOES: dict[Accident, Callable[[Ground, Host], bool]] = {
