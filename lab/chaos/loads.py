@@ -132,7 +132,10 @@ def _logged(host: Host, container: str) -> list[int]:
     folder = Path(f"/proc/{host.node.init().pid}/root/var/lib/docker/containers/{container}")
     numbers = []
     for line in (folder / f"{container}-json.log").read_text().split("\n")[:-1]:
-        text = json.loads(line)["log"].strip()
+        try:
+            text = json.loads(line)["log"].strip()
+        except ValueError:  # cut by a full disk: its number is missing, which is judged
+            continue
         if text.isdigit():  # a move that was taken back may have left a line that looks empty
             numbers.append(int(text))
     return numbers
