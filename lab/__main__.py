@@ -1,7 +1,8 @@
-"""The lab on the command line: `python -m lab up|down|status|sh|logs|cut|heal|slow|vm`."""
+"""The lab on the command line: `python -m lab up|down|status|access|sh|logs|cut|heal|slow|vm`."""
 
 import argparse
 import os
+import shlex
 import sys
 
 from lab.host import OPTIONS, Engine, HostSpec
@@ -35,6 +36,8 @@ def _do(options: argparse.Namespace) -> None:
             remove(options.lab)
         case "status":
             _print_status(Lab.load(options.lab))
+        case "access":
+            _print_access(Lab.load(options.lab))
         case "sh":
             lab = Lab.load(options.lab)
             node = lab.broker.node if options.host == lab.broker.node.name else lab[options.host].node
@@ -66,6 +69,13 @@ def _print_status(lab: Lab) -> None:
         print(f"{name:12} {kind:10} {address.v4:12} {state}")
 
 
+def _print_access(lab: Lab) -> None:
+    access = lab.broker.local_access()
+    said = {"HOST": access.address, "PORT": access.port, "CA": access.ca_file}
+    for key, value in {**said, "USERNAME": access.user, "PASSWORD": access.password}.items():
+        print(f"export TRANSSHIP_BROKER__{key}={shlex.quote(str(value))}")
+
+
 def _print_logs(lab: Lab, name: str) -> None:
     node, daemons = lab.broker.node, ["mosquitto"]
     if name != node.name:
@@ -84,6 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     up.add_argument("--install", action="store_true", help="install the agent as a user would")
     verbs.add_parser("down", help="remove the lab")
     verbs.add_parser("status", help="say how each machine is")
+    verbs.add_parser("access", help="print where the lab's broker is, for a controller's shell on this machine")
     sh = verbs.add_parser("sh", help="run a command, or a shell, on a machine")
     sh.add_argument("host")
     sh.add_argument("command", nargs=argparse.REMAINDER)

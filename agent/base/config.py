@@ -20,24 +20,34 @@ class Broker(_Section):
     """The MQTT broker."""
 
     host: str = "localhost"
+    """Its name, as in its certificate, or its address."""
     port: int = 8883
     tls: bool = True
+    """Without it everything, passwords too, can be read on the way."""
     ca: Path | None = Path("/etc/transship/pki/ca.crt")
+    """The authority that has signed the broker's certificate."""
     username: str | None = None
+    """For an agent, with the shipped access list: the host's name in the cluster."""
     password_file: Path | None = None
+    """Holds the password; only its owner should be able to read it."""
     password: str | None = Field(default=None, repr=False)
+    """Better in its file, or in the environment, from which the agent takes it out."""
 
 
 class PeerLink(_Section):
     """The HTTPS link between agents."""
 
     listen: str = "0.0.0.0"  # noqa: S104 - every caller must show a certificate of an allowed peer
+    """The address at which peers are listened for."""
     port: int = 7443
     address: str = ""
     """Name or address that peers reach this host at; empty: the host's name."""
     ca: Path = Path("/etc/transship/pki/ca.crt")
+    """The authority of the cluster: whoever has no certificate of it is turned away."""
     certificate: Path = Path("/etc/transship/pki/host.crt")
+    """This host's, with its name in the cluster; taken up anew when it has changed."""
     key: Path = Path("/etc/transship/pki/host.key")
+    """Its private key."""
     allow: Annotated[tuple[HostName, ...], Field()] = ()
     """Common names that may be a source or target for this host; empty allows none."""
     expiry_warning_days: float = Field(default=30.0, ge=0)
@@ -48,35 +58,45 @@ class Limits(_Section):
     """What the host gives to migrations."""
 
     migrations: int = 4
+    """Moves from here at the same time, and as many to here."""
     bandwidth: int = Field(default=0, ge=0)
     """Bytes a second that all moves from here may send together while their containers run; 0: as fast as it goes."""
     memory_reserve_bytes: int = 256 << 20
     """Left free on the target beside the images and the container itself."""
     disk_reserve_bytes: int = 512 << 20
+    """Left free there on the disk."""
 
 
 class Deadlines(_Section):
     """Seconds. A deadline before the decision takes the move back; there is none after it."""
 
     connect: float = 5.0
+    """For a connection to a peer."""
     offer: float = 30.0
+    """For a peer's answer to what it is offered."""
     stage: float = 120.0
+    """For the target to create the container and to start it, up to where its runtime waits."""
     execs: float = 60.0
     """For commands of `docker exec` to end, where a move is to wait for them."""
     freeze: float = 10.0
+    """For the container to stand still."""
     dump: float = 300.0
     """From the freeze until all that is frozen has been sent."""
     prepare: float = 120.0
+    """For the target to restore it, and to prove that."""
     go: float = 15.0
+    """For one attempt at telling the target that it is decided; the next follows."""
     ask_again: float = 1.0
     """Pause between two questions for the decision, or two attempts at telling it."""
     docker: float = 60.0
+    """For one request to dockerd."""
 
 
 class Checkpoints(_Section):
     """Checkpoints that are kept on this host."""
 
     folder: Path = Path("/var/lib/transship/checkpoints")
+    """Where they lie."""
     key_file: Path | None = None
     """Seals what is put into the folder, and opens it again; none: archives are readable to root."""
     insecure_registries: tuple[str, ...] = ()
@@ -84,6 +104,7 @@ class Checkpoints(_Section):
     keep_count: int = Field(default=0, ge=0)
     """Of each container, the newest; 0: all. What is pinned is never removed by itself."""
     keep_days: float = Field(default=0, ge=0)
+    """Older ones are removed; 0: none for its age."""
     keep_bytes: int = Field(default=0, ge=0)
     """Of all containers together."""
 
@@ -103,7 +124,9 @@ class Http(_Section):
     """What may be read without a certificate, and changes nothing. Off until a port is given."""
 
     listen: str = "127.0.0.1"
+    """Whoever reaches this address can read it."""
     port: int = Field(default=0, ge=0, le=65535)
+    """0: nothing is served."""
     metrics: bool = True
     """Figures for Prometheus at /metrics."""
     dashboard: bool = False
@@ -121,7 +144,9 @@ class Settings(BaseSettings):
     file: ClassVar[Path] = DEFAULT_FILE
 
     host: HostName = os.uname().nodename.split(".")[0].lower()
+    """This host's name in the cluster: that in its certificate, and its user name at the broker."""
     docker: str = "unix:///run/docker.sock"
+    """Where dockerd listens."""
     broker: Broker = Broker()
     peer: PeerLink = PeerLink()
     limits: Limits = Limits()
@@ -130,10 +155,11 @@ class Settings(BaseSettings):
     shutdown: Shutdown = Shutdown()
     http: Http = Http()
     state_dir: Path = Path("/var/lib/transship")
-    """The journal."""
+    """The journal, and what else has to outlive the agent."""
     runtime: str = "transship"
     """The name under which dockerd knows the runtime."""
     network_policy: Literal["create", "require"] = "create"
+    """For a network of the container that is not here: made like that of the peer, or no move."""
     port_policy: Literal["refuse", "remap"] = "refuse"
     """For a published port that is taken here: no move, or another port of Docker's choice."""
     bind_copy: tuple[Path, ...] = ()

@@ -8,7 +8,6 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -259,22 +258,6 @@ def typed(name: str, port: int) -> list[str]:
     if not shutil.which(words[0]):
         pytest.skip(f"{words[0]} is not installed")
     return words
-
-
-async def test_example_in_python_moves_a_container(mosquitto: Mosquitto, tmp_path: Path) -> None:
-    (tmp_path / "controller.py").write_text(example("python"))
-    async with StoryHost("node-a", mosquitto.settings, [container("node-a", "web")], pace=0.05).running():
-        code, said = await output(
-            sys.executable, str(tmp_path / "controller.py"), "127.0.0.1", str(mosquitto.port), "node-a", "web", "node-b"
-        )
-        assert code == 0, said
-        assert "accepted as m-" in said
-        assert "frozen: " in said
-        assert "moved; frozen for" in said
-        code, said = await output(
-            sys.executable, str(tmp_path / "controller.py"), "127.0.0.1", str(mosquitto.port), "node-a", "x", "node-b"
-        )
-    assert (code, said) == (1, "there is no container x on node-a (untouched)\n")
 
 
 async def test_examples_with_mosquittos_tools_work(mosquitto: Mosquitto) -> None:
