@@ -1,14 +1,17 @@
 """How soon an agent that was started again has taken up what its journal has open, by its own log."""
 
+import contextlib
+import json
+import math
 import re
-from datetime import UTC, datetime
+from datetime import datetime
 
 from lab.chaos.ground import Ground
 from lab.host import Host
 
-_TAKEN = re.compile(r"^(\d\d:\d\d:\d\d\.\d{3}) .* was \S+ as (source|target) when the agent ended")
-_UP = re.compile(r"^(\d\d:\d\d:\d\d\.\d{3}) .* agent of \S+ is up")
-DAY = 86400.0
+_TAKEN = re.compile(r"was \S+ as (source|target) when the agent ended")
+_UP = re.compile(r"agent of \S+ is up")
+LONGEST_SECONDS = 60.0
 
 
 def recoveries(ground: Ground) -> list[dict[str, float]]:
@@ -23,24 +26,25 @@ def recoveries(ground: Ground) -> list[dict[str, float]]:
 
 
 def _of(host: Host, starts: list[float]) -> list[dict[str, float]]:
+    return spans(host.node.log_tail("transship-agent", 4000).splitlines(), starts)
+
+
+def spans(lines: list[str], starts: list[float]) -> list[dict[str, float]]:
+    """Of the lines of an agent's log, one JSON object each."""
     events = []
-    for line in host.node.log_tail("transship-agent", 4000).splitlines():
-        for kind, pattern in (("taken", _TAKEN), ("up", _UP)):
-            if match := pattern.match(line):
-                events.append((kind, _seconds(match[1])))
+    for line in lines:
+        with contextlib.suppress(ValueError, KeyError, TypeError):  # what something else has printed
+            said = json.loads(line)
+            for kind, pattern in (("taken", _TAKEN), ("up", _UP)):
+                if pattern.search(said["message"]):
+                    events.append((kind, datetime.fromisoformat(said["at"]).timestamp()))
     found = []
-    for at in starts:
-        begun = datetime.fromtimestamp(at, UTC)
-        began = begun.hour * 3600 + begun.minute * 60 + begun.second + begun.microsecond / 1e6
-        up = next((when for kind, when in events if kind == "up" and 0 <= when - began < 60), None)
+    for began, following in zip(starts, [*starts[1:], math.inf], strict=True):
+        until = min(following, began + LONGEST_SECONDS)
+        up = next((when for kind, when in events if kind == "up" and began <= when < until), None)
         if up is None:
             continue
-        taken = [when for kind, when in events if kind == "taken" and 0 <= when - began < 60]
+        taken = [when for kind, when in events if kind == "taken" and began <= when < until]
         last = max(taken, default=up) - up
         found.append({"up": round(up - began, 3), "open": len(taken), "taken": round(last, 3)})
     return found
-
-
-def _seconds(text: str) -> float:
-    hours, minutes, seconds = text.split(":")
-    return int(hours) * 3600 + int(minutes) * 60 + float(seconds)

@@ -1,5 +1,7 @@
 """The campaign of accidents: its plans follow from their seed, and its judge sees what it is there to see."""
 
+import json
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ from lab.chaos.accidents import Struck
 from lab.chaos.judge import Known, Verdict
 from lab.chaos.loads import Written
 from lab.chaos.plan import MOMENTS, Accident, Fault, cells, plan
+from lab.chaos.recovery import spans
 from lab.chaos.workload import last_number
 
 LINES = (1, 2, 3, 4)
@@ -72,3 +75,23 @@ def test_a_counter_goes_on_from_the_last_whole_line(tmp_path: Path) -> None:
     assert last_number(str(file)) == 0
     file.write_text("1 t 0\n2 t 0\n3 t")
     assert last_number(str(file)) == 2
+
+
+def said(second: float, message: str) -> str:
+    return json.dumps({"at": f"2026-01-01T00:00:{second:06.3f}+00:00", "message": message})
+
+
+def test_how_soon_an_agent_has_taken_up_what_was_open_is_read_from_its_log() -> None:
+    base = datetime(2026, 1, 1, tzinfo=UTC).timestamp()
+    lines = [
+        said(1.0, "m-1 was frozen as source when the agent ended"),
+        "no JSON, but a program's own words",
+        said(1.5, "agent of a26 is up"),
+        said(2.25, "m-2 was staged as target when the agent ended"),
+        said(9.0, "m-3 was prepared as target when the agent ended"),
+        said(9.5, "agent of a26 is up"),
+    ]
+    assert spans(lines, [base, base + 5, base + 20]) == [
+        {"up": 1.5, "open": 2, "taken": 0.75},
+        {"up": 4.5, "open": 1, "taken": -0.5},
+    ]
