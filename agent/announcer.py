@@ -3,6 +3,7 @@
 Also listens: what the other hosts say of themselves, so that a command for an unknown or offline target is refused.
 """
 
+import asyncio
 import logging
 import os
 import time
@@ -29,6 +30,11 @@ log = logging.getLogger("agent.announcer")
 KEEP_STATUS_SECONDS = 24 * 3600
 """How long an ended migration's retained status is worth keeping; then the broker drops it."""
 
+LOAD_SECONDS = 10.0
+"""How often it looks at its own load; less often it is known too late, and a message costs every host a look."""
+LOAD_STEP = 0.05
+"""What has changed by less, of all processors or of all memory, is not worth a message."""
+
 
 class Announcer:
     """The agent's voice, and its list of the others."""
@@ -41,6 +47,8 @@ class Announcer:
         self._containers: dict[str, ContainerStatus] = {}
         self._engine: Engine | None = None
         self._migrations: set[str] = set()
+        self._cpu_busy: float | None = None
+        self._load_said: tuple[float, int] = (0.0, 0)
         self._certificates: tuple[datetime | None, str] = (None, "")
         self._listeners: list[Callable[[Run], None]] = []
         self._hosts_heard: list[Callable[[], None]] = []
@@ -81,6 +89,8 @@ class Announcer:
 
     def _publish_host(self) -> None:
         link = self._settings.peer
+        free = proc.memory_available()
+        self._load_said = (self._cpu_busy or 0.0, free)
         self._broker.publish_retained(
             topics.host_status(self._settings.host),
             HostStatus(
@@ -94,7 +104,8 @@ class Announcer:
                 machine=os.uname().machine,
                 cpus=os.cpu_count() or 0,
                 memory_bytes=proc.memory_total(),
-                memory_free_bytes=proc.memory_available(),
+                memory_free_bytes=free,
+                cpu_busy=self._cpu_busy,
                 running=sum(one.state == "running" for one in self._containers.values()),
                 migrations=len(self._migrations),
                 migrations_limit=self._settings.limits.migrations,
@@ -104,6 +115,20 @@ class Announcer:
                 cordoned=cordon.find(self._settings.state_dir) is not None,
             ),
         )
+
+    async def watch_load(self) -> None:
+        """Say anew what this host is, whenever its load has become another one."""
+        memory = proc.memory_total() or 1
+        busy, ticks = proc.cpu_times()
+        while True:
+            await asyncio.sleep(LOAD_SECONDS)
+            busy_before, ticks_before = busy, ticks
+            busy, ticks = proc.cpu_times()
+            self._cpu_busy = min(1.0, max(0.0, (busy - busy_before) / max(1, ticks - ticks_before)))
+            said_busy, said_free = self._load_said
+            moved = max(abs(self._cpu_busy - said_busy), abs(proc.memory_available() - said_free) / memory)
+            if moved >= LOAD_STEP:
+                self._publish_host()
 
     async def engine_changed(self, engine: Engine | None) -> None:
         """None: dockerd does not answer."""

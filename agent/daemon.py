@@ -237,6 +237,7 @@ class Agent:
             asyncio.create_task(self.broker.run(), name="broker"),
             asyncio.create_task(self.inventory.run(), name="inventory"),
             asyncio.create_task(self._watchdog(), name="watchdog"),
+            asyncio.create_task(self.announcer.watch_load(), name="this host's load"),
             asyncio.create_task(self.schedule.run(), name="scheduled checkpoints"),
             asyncio.create_task(self.certificates.run(), name="certificates"),
             asyncio.create_task(self.logind.run(), name="logind"),

@@ -69,6 +69,8 @@ class HostStatus(WireModel):
     cpus: int = 0
     memory_bytes: int = 0
     memory_free_bytes: int = 0
+    cpu_busy: float | None = Field(default=None, ge=0, le=1)
+    """The share of its processors that was busy lately; None until it has been measured."""
     running: int = 0
     migrations: int = 0
     migrations_limit: int = 4

@@ -7,6 +7,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 
 WAITS = {
+    "agent/announcer.py": "this host's own load: /proc has no event for it",
     "agent/base/tasks.py": "tries again what has failed; what is tried is the caller's",
     "agent/checkpoint/freezer.py": "the kernel's freezer: cgroup v1 has no event for it",
     "agent/checkpoint/segments.py": "files that CRIU is writing",

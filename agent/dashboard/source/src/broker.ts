@@ -6,6 +6,7 @@ import { type Message, parse, read, type Reply, replyOf, ROOT } from "./messages
 const READ = [
   `${ROOT}/hosts/+/status`,
   `${ROOT}/hosts/+/containers/+`,
+  `${ROOT}/hosts/+/evacuation`,
   `${ROOT}/hosts/+/events`,
   `${ROOT}/migrations/+/+/status`,
 ];

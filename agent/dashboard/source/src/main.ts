@@ -4,10 +4,12 @@ import "uplot/dist/uPlot.min.css";
 import "./style.css";
 import { ask } from "./ask";
 import { type Access, Broker, NotAllowed } from "./broker";
-import { byId, say } from "./dom";
+import { byId, count, say } from "./dom";
+import { Evacuations } from "./evacuations";
 import { drawEvents } from "./events";
 import { Hosts } from "./hosts";
-import type { ContainerStatus, MigrationStatus, Reply } from "./messages";
+import { LeaveDialog, type Leaving } from "./leave";
+import type { ContainerStatus, Evacuation, MigrationStatus, Reply } from "./messages";
 import { Moves } from "./moves";
 import { Store } from "./store";
 
@@ -17,8 +19,18 @@ const asking = new Set<string>();
 const may = (host: string): boolean | undefined => mayCommand.get(host);
 let broker: Broker | undefined;
 
-const hosts = new Hosts(store, { migrate: (one, from) => void migrate(one, from) }, may);
+const hosts = new Hosts(
+  store,
+  {
+    migrate: (one, from) => void migrate(one, from),
+    evacuate,
+    bringBack,
+    cordon: (host, cordoned) => void send(host, { kind: "cordon", cordoned }, `${cordoned ? "Cordoning" : "Uncordoning"} ${host}`),
+  },
+  may,
+);
 const moves = new Moves(store, (move) => void cancel(move), may);
+const evacuations = new Evacuations(store, (one) => void cancelEvacuation(one), may);
 
 let waiting = false;
 function redraw(): void {
@@ -28,11 +40,9 @@ function redraw(): void {
     waiting = false;
     hosts.draw();
     moves.draw();
+    evacuations.draw();
     drawEvents(store);
-    store.changedHosts.clear();
-    store.changedContainers.clear();
-    store.changedMigrations.clear();
-    store.eventsChanged = false;
+    store.drawn();
   };
   // a page in the background gets no frames, and should be right when it is looked at
   if (document.hidden) setTimeout(frame, 500);
@@ -46,8 +56,9 @@ function tell(text: string): void {
 async function send(host: string, what: Record<string, unknown>, doing: string): Promise<void> {
   tell(`${doing}…`);
   const heard = (reply: Reply): void => {
+    const left = reply.evacuation?.containers.filter((one) => one.state === "left").length ?? 0;
     if (reply.kind === "accepted") tell(`${doing}: accepted`);
-    else if (reply.kind === "finished") tell(`${doing}: done`);
+    else if (reply.kind === "finished") tell(`${doing}: ${left ? `${count(left, "container")} left behind` : "done"}`);
     else tell(`${doing}: ${[reply.error?.message, reply.error?.hint].filter(Boolean).join(". ") || reply.kind}`);
   };
   try {
@@ -67,6 +78,32 @@ async function migrate(one: ContainerStatus, from: HTMLElement): Promise<void> {
 
 async function cancel(move: MigrationStatus): Promise<void> {
   await send(move.source, { kind: "cancel", migration: move.id }, `Cancelling the move of ${move.container}`);
+}
+
+function others(host: string): string[] {
+  const found = [...store.hosts.values()].filter((one) => one.online && one.host !== host && !one.cordoned);
+  return found.map((one) => one.host).sort();
+}
+
+function leave(leaving: Leaving, doing: string, from: HTMLElement): void {
+  const ask = async (host: string, what: Record<string, unknown>, heard: (reply: Reply) => void): Promise<void> => {
+    await broker?.command(host, what, heard);
+  };
+  new LeaveDialog(leaving, ask, (host, what) => void send(host, what, doing)).open(from);
+}
+
+function evacuate(host: string, from: HTMLElement): void {
+  const limit = store.hosts.get(host)?.migrations_limit ?? 0;
+  leave({ kind: "evacuate", host, asked: [host], targets: others(host), limit }, `Evacuating ${host}`, from);
+}
+
+function bringBack(host: string, from: HTMLElement): void {
+  const asked = [...new Set(store.away(host).map((one) => one.host))].sort();
+  leave({ kind: "return", host, asked, targets: [], limit: 0 }, `Bringing containers back to ${host}`, from);
+}
+
+async function cancelEvacuation(one: Evacuation): Promise<void> {
+  await send(one.host, { kind: "cancel-evacuation", evacuation: one.id }, `Cancelling the evacuation of ${one.host}`);
 }
 
 function allowed(host: string, so: boolean): void {

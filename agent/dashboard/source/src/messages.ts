@@ -11,8 +11,10 @@ export interface HostStatus {
   cpus: number;
   memory_bytes: number;
   memory_free_bytes: number;
-  running: number;
+  /** From 0 to 1; null until it has been measured. */
+  cpu_busy: number | null;
   migrations: number;
+  migrations_limit: number;
   cordoned: boolean;
 }
 
@@ -23,6 +25,10 @@ export interface ContainerStatus {
   image: string;
   state: string;
   health: string;
+  /** Of Docker Compose, where it is of one. */
+  project: string;
+  /** Where it returns to: an evacuation of that host has brought it here. */
+  home: string;
 }
 
 export interface PhaseTime {
@@ -33,6 +39,7 @@ export interface PhaseTime {
 export interface Report {
   phases: PhaseTime[];
   blackout_ms: number | null;
+  predicted_blackout_ms: number | null;
   total_ms: number;
   wire_bytes: number;
 }
@@ -57,6 +64,37 @@ export interface MigrationStatus {
   report: Report | null;
 }
 
+/** One container of an evacuation. */
+export interface Evacuee {
+  container: string;
+  container_id: string;
+  state: string;
+  to: string;
+  why: string;
+  memory_bytes: number;
+  predicted_s: number | null;
+  migration: string;
+  error: string;
+  blackout_ms: number | null;
+  /** Sentences: why no other host. */
+  not_there: string[];
+}
+
+export interface Evacuation {
+  id: string;
+  kind: string;
+  /** That is left. */
+  host: string;
+  state: string;
+  sequence: number;
+  started_at: string;
+  at: string;
+  deadline: string;
+  parallel: number;
+  error: string;
+  containers: Evacuee[];
+}
+
 export interface AgentEvent {
   host: string;
   at: string;
@@ -68,12 +106,14 @@ export interface Reply {
   kind: string;
   migration: string | null;
   error: { code: string; message: string; hint: string } | null;
+  evacuation: Evacuation | null;
 }
 
 export type Message =
   | { is: "host"; host: string; status: HostStatus }
   | { is: "container"; host: string; id: string; status: ContainerStatus | null }
   | { is: "migration"; id: string; status: MigrationStatus | null }
+  | { is: "evacuation"; host: string; status: Evacuation | null }
   | { is: "event"; event: AgentEvent };
 
 type Json = Record<string, unknown>;
@@ -86,6 +126,8 @@ const number = (of: Json, key: string): number => {
 const numberOrNull = (of: Json, key: string): number | null => (of[key] == null ? null : number(of, key));
 const table = (of: unknown): Json | null =>
   typeof of === "object" && of !== null && !Array.isArray(of) ? (of as Json) : null;
+const tables = (of: unknown): Json[] =>
+  Array.isArray(of) ? of.map(table).filter((each): each is Json => each !== null) : [];
 
 export function parse(payload: Uint8Array): Json | null {
   try {
@@ -107,6 +149,9 @@ export function read(topic: string, payload: Uint8Array): Message | null {
   }
   if (room === "hosts" && kind === "containers" && level.length === 4) {
     return { is: "container", host: first, id: second, status: gone ? null : containerStatus(first, second, json) };
+  }
+  if (room === "hosts" && kind === "evacuation" && level.length === 3) {
+    return { is: "evacuation", host: first, status: gone ? null : evacuationOf(first, json) };
   }
   if (room === "hosts" && kind === "events" && !gone) {
     return {
@@ -131,8 +176,9 @@ function hostStatus(host: string, json: Json): HostStatus {
     cpus: number(json, "cpus"),
     memory_bytes: number(json, "memory_bytes"),
     memory_free_bytes: number(json, "memory_free_bytes"),
-    running: number(json, "running"),
+    cpu_busy: numberOrNull(json, "cpu_busy"),
     migrations: number(json, "migrations"),
+    migrations_limit: number(json, "migrations_limit"),
     cordoned: json["cordoned"] === true,
   };
 }
@@ -145,6 +191,8 @@ function containerStatus(host: string, id: string, json: Json): ContainerStatus 
     image: text(json, "image"),
     state: text(json, "state"),
     health: text(json, "health"),
+    project: text(table(json["labels"]) ?? {}, "com.docker.compose.project"),
+    home: text(json, "home"),
   };
 }
 
@@ -173,23 +221,56 @@ function migrationStatus(id: string, source: string, json: Json): MigrationStatu
 }
 
 function reportOf(json: Json): Report {
-  const phases = Array.isArray(json["phases"]) ? json["phases"] : [];
   return {
-    phases: phases
-      .map(table)
-      .filter((each): each is Json => each !== null)
-      .map((each) => ({ phase: text(each, "phase"), at_ms: number(each, "at_ms") })),
+    phases: tables(json["phases"]).map((each) => ({ phase: text(each, "phase"), at_ms: number(each, "at_ms") })),
     blackout_ms: numberOrNull(json, "blackout_ms"),
+    predicted_blackout_ms: numberOrNull(json, "predicted_blackout_ms"),
     total_ms: number(json, "total_ms"),
     wire_bytes: number(json, "wire_bytes"),
   };
 }
 
+function evacuationOf(host: string, json: Json): Evacuation {
+  return {
+    host,
+    id: text(json, "id"),
+    kind: text(json, "kind"),
+    state: text(json, "state"),
+    sequence: number(json, "sequence"),
+    started_at: text(json, "started_at"),
+    at: text(json, "at"),
+    deadline: text(json, "deadline"),
+    parallel: number(json, "parallel"),
+    error: text(table(json["error"]) ?? {}, "message"),
+    containers: tables(json["containers"]).map(evacueeOf),
+  };
+}
+
+function evacueeOf(json: Json): Evacuee {
+  return {
+    container: text(json, "container"),
+    container_id: text(json, "container_id"),
+    state: text(json, "state"),
+    to: text(json, "to"),
+    why: text(json, "why"),
+    memory_bytes: number(json, "memory_bytes"),
+    predicted_s: numberOrNull(json, "predicted_s"),
+    migration: text(json, "migration"),
+    error: text(table(json["error"]) ?? {}, "message"),
+    blackout_ms: numberOrNull(json, "blackout_ms"),
+    not_there: tables(json["not_there"]).flatMap((no) =>
+      tables(no["reasons"]).map((reason) => `not on ${text(no, "host")}: ${text(reason, "message")}`),
+    ),
+  };
+}
+
 export function replyOf(json: Json): Reply {
   const error = table(json["error"]);
+  const evacuation = table(json["evacuation"]);
   return {
     kind: text(json, "kind"),
     migration: text(json, "migration") || null,
     error: error && { code: text(error, "code"), message: text(error, "message"), hint: text(error, "hint") },
+    evacuation: evacuation && evacuationOf(text(evacuation, "host"), evacuation),
   };
 }

@@ -1,6 +1,7 @@
 // The moves: under way with their progress, ended as a timeline to scale, the blackout marked; and a plot of blackouts.
 
 import uPlot from "uplot";
+import { showProgress } from "./deck";
 import { byId, bytes, clock, make, milliseconds, say } from "./dom";
 import type { MigrationStatus, PhaseTime } from "./messages";
 import { ENDED, FROZEN, type Store } from "./store";
@@ -78,7 +79,9 @@ export class Moves {
       if (now) this.cancel(now);
     });
     row.line.setAttribute("role", "img");
-    row.item.append(row.title, row.what, row.progress, row.line, row.error, row.cancel);
+    const head = make("div", "head");
+    head.append(row.title, row.cancel);
+    row.item.append(head, row.what, row.progress, row.line, row.error);
     this.rows.set(id, row);
     return row;
   }
@@ -90,11 +93,7 @@ export class Moves {
     row.item.classList.toggle("failed", ended && move.phase !== "done");
     say(row.what, ended ? endedWords(move) : openWords(move));
     row.progress.hidden = ended;
-    if (!ended && move.bytes_total) {
-      row.progress.max = move.bytes_total;
-      row.progress.value = Math.min(move.bytes_sent, move.bytes_total);
-    } else if (!ended) row.progress.removeAttribute("value");
-    row.progress.setAttribute("aria-label", `bytes of ${move.container} sent`);
+    if (!ended) showProgress(row.progress, move);
     say(row.error, move.error);
     row.error.hidden = !move.error;
     row.cancel.hidden = ended || FROZEN.has(move.phase) || move.phase === "running" || !this.may(move.source);
@@ -181,7 +180,10 @@ function endedWords(move: MigrationStatus): string {
   const words = [clock(move.at), move.phase === "done" ? "arrived" : move.phase, move.strategy];
   const report = move.report;
   if (report) {
-    if (report.blackout_ms != null) words.push(`blackout ${milliseconds(report.blackout_ms)}`);
+    if (report.blackout_ms != null) {
+      const expected = report.predicted_blackout_ms == null ? "" : ` (expected ${milliseconds(report.predicted_blackout_ms)})`;
+      words.push(`blackout ${milliseconds(report.blackout_ms)}${expected}`);
+    }
     words.push(`${milliseconds(report.total_ms)} in all`, `${bytes(report.wire_bytes)} sent`);
   }
   return words.filter(Boolean).join(" · ");
