@@ -17,6 +17,8 @@ from protocol.errors import Consequence, ErrorCode
 from protocol.evacuation import EvacuationState, EvacuationStatus, EvacueeState
 from protocol.status import HostStatus, MigrationStatus
 
+REPORTS_SECONDS = 1.0
+
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
@@ -129,7 +131,10 @@ async def _carried_out(
         code = max(code, out.error(error.info()))
     if wanted.detach:
         return code
-    (show_plan if wanted.plan else show_result)(out, statuses)
+    if wanted.plan:
+        show_plan(out, statuses)
+    else:
+        show_result(out, statuses, shown.reports())
     if out.as_json:
         told = [one.model_dump(mode="json") for one in statuses]
         out.item(
@@ -197,18 +202,26 @@ async def _watched(
                 last = status.result()
                 shown.changed(last)
                 if last.state is not EvacuationState.RUNNING:
-                    return last
+                    return await _with_reports(shown, last)
                 status = asyncio.ensure_future(anext(statuses))
             if reply.done():
                 last = _told(reply.result())
                 shown.changed(last)
-                return last
+                return await _with_reports(shown, last)
     finally:
         for task in (moves, reply, status):
             task.cancel()
             with suppress(asyncio.CancelledError, StopAsyncIteration, AgentError):
                 await task
         await statuses.aclose()
+
+
+async def _with_reports(shown: View, last: EvacuationStatus) -> EvacuationStatus:
+    """The last word on each move comes on another topic, a moment before or after."""
+    end = asyncio.get_running_loop().time() + REPORTS_SECONDS
+    while shown.waits(last) and asyncio.get_running_loop().time() < end:
+        await asyncio.sleep(REPORTS_SECONDS / 20)
+    return last
 
 
 async def _moves(controller: Controller, shown: View, host: str) -> None:

@@ -1,6 +1,6 @@
 """A host being emptied, while it goes on: a live table on a terminal, a line a change elsewhere, JSON for a program."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from rich.console import Group, RenderableType
@@ -11,10 +11,15 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from agent.cli import timeline
 from agent.cli.output import Out, duration, size
+from agent.cli.progress import sent
 from protocol.evacuation import EvacuationKind, EvacuationStatus, Evacuee, EvacueeState
 from protocol.status import ENDED, MigrationStatus
 
+_FIRST = (EvacueeState.MOVING, EvacueeState.LEFT, EvacueeState.WAITING, EvacueeState.MOVED, EvacueeState.STAYS)
+"""Where a terminal has too few lines: in this order."""
+_OTHER_LINES = 4
 _MARKS = {
     EvacueeState.WAITING: ("·", "dim"),
     EvacueeState.MOVED: ("✔", "green"),
@@ -29,6 +34,8 @@ class View(Protocol):
     def begun(self, host: str, evacuation: str) -> None: ...
     def changed(self, status: EvacuationStatus) -> None: ...
     def moving(self, status: MigrationStatus) -> None: ...
+    def reports(self) -> Mapping[str, MigrationStatus]: ...
+    def waits(self, status: EvacuationStatus) -> bool: ...
     def close(self) -> None: ...
 
 
@@ -64,6 +71,12 @@ class LineView:
     def moving(self, status: MigrationStatus) -> None:
         pass
 
+    def reports(self) -> Mapping[str, MigrationStatus]:
+        return {}
+
+    def waits(self, status: EvacuationStatus) -> bool:
+        return False
+
     def close(self) -> None:
         pass
 
@@ -75,6 +88,7 @@ class LiveView:
         self._console = out.console
         self._statuses: dict[str, EvacuationStatus] = {}
         self._moves: dict[str, MigrationStatus] = {}
+        """By migration; those that have ended too, with their reports."""
         self._spinner = Spinner("dots", style="cyan")
         self._live = Live(get_renderable=self._render, console=self._console, refresh_per_second=8, transient=True)
 
@@ -85,10 +99,15 @@ class LiveView:
         self._statuses[status.id] = status
 
     def moving(self, status: MigrationStatus) -> None:
-        if status.phase in ENDED:
-            self._moves.pop(status.id, None)
-        else:
-            self._moves[status.id] = status
+        self._moves[status.id] = status
+
+    def reports(self) -> Mapping[str, MigrationStatus]:
+        return {name: one for name, one in self._moves.items() if one.report is not None}
+
+    def waits(self, status: EvacuationStatus) -> bool:
+        """Whether the report of a move that is over is still to come."""
+        moved = {one.migration for one in status.containers if one.state is EvacueeState.MOVED}
+        return not moved <= self.reports().keys()
 
     def close(self) -> None:
         self._live.stop()
@@ -97,14 +116,20 @@ class LiveView:
         return Group(*(line for status in self._statuses.values() for line in self._of(status)))
 
     def _of(self, status: EvacuationStatus) -> list[RenderableType]:
-        done = sum(one.state not in (EvacueeState.WAITING, EvacueeState.MOVING) for one in status.containers)
-        title = Text.assemble((status.host, "bold cyan"), f"  {done} of {len(status.containers)}  ", (status.id, "dim"))
+        every = status.containers
+        done = sum(one.state not in (EvacueeState.WAITING, EvacueeState.MOVING) for one in every)
+        title = Text.assemble((status.host, "bold cyan"), "  ", (status.id, "dim"))
+        grid = Table.grid(padding=(0, 2))
+        grid.add_row(ProgressBar(max(1, len(every)), done, width=40), Text(f"{done} of {len(every)}"))
         table = Table(box=None, show_header=False, pad_edge=False)
         for number in range(5):
             table.add_column(no_wrap=number < 4)
-        for one in status.containers:
+        room = max(1, self._console.height // max(1, len(self._statuses)) - _OTHER_LINES)
+        shown = every if len(every) <= room else sorted(every, key=lambda one: _FIRST.index(one.state))[:room]
+        for one in shown:
             table.add_row(*self._row(one))
-        return [title, table]
+        more = [Text(f"  and {len(every) - len(shown)} more", "dim")] if len(shown) < len(every) else []
+        return [title, grid, table, *more]
 
     def _row(self, one: Evacuee) -> tuple[RenderableType, ...]:
         name, to = Text(one.container, "bold"), Text(f"━━▶ {one.to}" if one.to else "", "cyan")
@@ -112,11 +137,15 @@ class LiveView:
             mark, style = _MARKS[one.state]
             return Text(mark, style), name, to, Text(str(one.state), style), Text(_about(one), "dim")
         move = self._moves.get(one.migration or "")
-        if move is None:
-            return self._spinner, name, to, Text("begins", "cyan"), Text()
-        sent = min(move.bytes_sent, move.bytes_total or 0)
-        bar = ProgressBar(move.bytes_total, sent, width=24) if move.bytes_total else Text(size(move.bytes_sent))
-        return self._spinner, name, to, Text(move.phase, "cyan"), bar
+        if move is None or move.phase in ENDED:
+            return self._spinner, name, to, Text("begins" if move is None else "ends", "cyan"), Text()
+        style = "bold red" if move.phase in timeline.FROZEN else "cyan"
+        grid = Table.grid(padding=(0, 2))
+        if move.bytes_total:
+            grid.add_row(ProgressBar(move.bytes_total, min(move.bytes_sent, move.bytes_total), width=20), sent(move))
+        else:
+            grid.add_row(sent(move))
+        return self._spinner, name, to, Text(move.phase, style), grid
 
 
 def _sentence(one: Evacuee) -> str:
@@ -157,8 +186,10 @@ def show_plan(out: Out, statuses: Sequence[EvacuationStatus]) -> None:
             _show_reasons(out, status.containers)
 
 
-def show_result(out: Out, statuses: Sequence[EvacuationStatus]) -> None:
-    """What came of it; of those that stayed, every reason."""
+def show_result(
+    out: Out, statuses: Sequence[EvacuationStatus], reports: Mapping[str, MigrationStatus] | None = None
+) -> None:
+    """What came of it; of those that stayed, every reason; on a terminal the moves as a picture to scale."""
     for status in statuses:
         moved = [one for one in status.containers if one.state is EvacueeState.MOVED]
         left = [one for one in status.containers if one.state in (EvacueeState.LEFT, EvacueeState.MOVING)]
@@ -168,6 +199,8 @@ def show_result(out: Out, statuses: Sequence[EvacuationStatus]) -> None:
             for one in status.containers:
                 mark, style = _MARKS.get(one.state, ("?", "yellow"))
                 out.console.print(Text.assemble((f"{mark} ", style), (one.container, "bold"), f"  {_sentence(one)}"))
+            known = [(reports or {}).get(one.migration or "") for one in moved]
+            out.console.print(timeline.several([one for one in known if one is not None], out.console.width))
         word = "given back" if status.kind is EvacuationKind.RETURN else "moved away"
         by_label = f", {len(stays)} stay by their label" if stays else ""
         out.say(

@@ -171,13 +171,7 @@ def _transfer(status: MigrationStatus) -> RenderableType:
     """What is being sent: bytes, rate, estimate."""
     if not status.bytes_sent and status.bytes_total is None:
         return Text()
-    said = Text.assemble(size(status.bytes_sent))
-    if status.bytes_total:
-        said.append(f" of {size(status.bytes_total)}")
-    if status.rate:
-        said.append(f"   {size(status.rate)}/s", style="cyan")
-    if status.eta_s is not None and status.eta_s >= 1:
-        said.append(f"   {status.eta_s:.0f} s left", style="dim")
+    said = sent(status)
     if status.part:
         said.append(f"   {status.part}", style="dim")
     grid = Table.grid(padding=(0, 2))
@@ -186,3 +180,15 @@ def _transfer(status: MigrationStatus) -> RenderableType:
     else:
         grid.add_row(said)
     return grid
+
+
+def sent(status: MigrationStatus) -> Text:
+    """How much of how much, how fast, how much longer."""
+    said = Text(size(status.bytes_sent))
+    if status.bytes_total:
+        said.append(f" of {size(status.bytes_total)}")
+    if status.rate:
+        said.append(f"   {size(status.rate)}/s", style="cyan")
+    if status.eta_s is not None and status.eta_s >= 1:
+        said.append(f"   {status.eta_s:.0f} s left", style="dim")
+    return said

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from agent.cli.output import duration, size
-from protocol.status import ENDED, MigrationReport, Phase
+from protocol.status import ENDED, MigrationReport, MigrationStatus, Phase
 
 FROZEN = frozenset({Phase.FROZEN, Phase.RESTORING, Phase.PREPARED, Phase.COMMITTED})
 """Phases of the source in which the container runs nowhere."""
@@ -124,6 +124,37 @@ def _carried(report: MigrationReport) -> list[str]:
     how += [f"TCP connections: {report.tcp}"] if report.tcp else []
     lines += [", ".join(line) for line in (known, how) if line]
     return lines
+
+
+def several(moves: Sequence[MigrationStatus], width: int) -> RenderableType:
+    """Many moves on one scale of time: when each was under way, and in red when its container stood still."""
+    reported = [(one, one.report) for one in sorted(moves, key=lambda one: one.started_at) if one.report is not None]
+    if not reported:
+        return Text()
+    began = reported[0][0].started_at
+    offsets = [(one.started_at - began).total_seconds() * 1000 for one, _ in reported]
+    whole = max(offset + report.total_ms for offset, (_, report) in zip(offsets, reported, strict=True))
+    names = max(len(one.container) for one, _ in reported)
+    cells = max(10, min(2 * BAR_WIDTH, width - names - COLUMNS_WIDTH // 2))
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for justify in ("left", "left", "right"):
+        table.add_column(justify=justify, no_wrap=True)
+    for offset, (one, report) in zip(offsets, reported, strict=True):
+        table.add_row(Text(one.container), _stretched(report, offset, whole, cells), duration(report.blackout_ms))
+    scale = Text(f"0{duration(whole):>{cells - 1}}", style="dim")
+    table.add_row("", scale, Text("blackout", style="dim"))
+    return Padding(table, (1, 0, 1, 2))
+
+
+def _stretched(report: MigrationReport, offset: float, whole: float, cells: int) -> Text:
+    """Its phases as cells on the common scale; a blackout is seen however short it was."""
+    text = Text(" " * round(offset / whole * cells))
+    for each in stretches(report):
+        end = round((offset + each.at_ms + each.ms) / whole * cells)
+        length = max(end - len(text), 1 if each.phase is Phase.FROZEN else 0)
+        text.append("█" * length, style="red" if each.frozen else "green")
+    text.truncate(cells)
+    return text
 
 
 def plain(report: MigrationReport) -> Sequence[str]:

@@ -1,5 +1,6 @@
 """The dashboard in a real browser: the page as an agent serves it, and waits that come to an end. No tests."""
 
+import os
 import shutil
 import socket
 from collections.abc import AsyncIterator
@@ -63,7 +64,8 @@ async def served(broker_url: str) -> AsyncIterator[str]:
 
 
 async def picture(page: Page, name: str) -> None:
-    """For docs; as it is once what moves has come to rest."""
-    PICTURES.mkdir(exist_ok=True)
+    """For docs; as it is once what moves has come to rest. Written where that is asked for: no two are the same."""
+    if not os.environ.get("TRANSSHIP_PICTURES"):
+        return
     await page.evaluate("Promise.all(document.getAnimations().map((each) => each.finished))")
     await page.screenshot(path=PICTURES / f"{name}.png")

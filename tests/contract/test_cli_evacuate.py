@@ -4,6 +4,7 @@ import asyncio
 import io
 import json
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from agent.base.errors import AgentError
 from agent.cli import commands, evacuate
 from agent.cli.controller import Controller
 from agent.cli.evacuate import Wanted
-from agent.cli.leaving_view import LiveView, show_plan
+from agent.cli.leaving_view import LiveView, show_plan, show_result
 from agent.cli.output import FAILED, IN_DOUBT, OK, Out
 from agent.doors.mqtt import Answer
 from protocol import topics
@@ -21,6 +22,7 @@ from protocol.base import utc_now
 from protocol.commands import CancelEvacuation, Command, Cordon, Evacuate, ReplyKind, Return
 from protocol.errors import Consequence, ErrorCode, ErrorInfo, Reason
 from protocol.evacuation import EvacuationKind, EvacuationState, EvacuationStatus, Evacuee, EvacueeState, NotThere
+from protocol.status import MigrationReport, MigrationStatus, Phase, PhaseTime
 from tests.contract.conftest import Mosquitto
 from tests.contract.stories import StoryHost, container
 
@@ -223,9 +225,40 @@ def test_what_is_left_decides_about_the_exit_code() -> None:
     assert evacuate.code_of(finished(evacuee("slow", 3, EvacueeState.MOVING))) == IN_DOUBT
 
 
+def moving(phase: Phase, **more: Any) -> MigrationStatus:
+    known = {"id": "m-0123456789abcdef", "container": "web", "container_id": "01" * 32, "source": "node-a"}
+    times = {"started_at": utc_now(), "at": utc_now()}
+    return MigrationStatus(**{**known, "target": "node-b", "phase": phase, "sequence": 1, **times, **more})
+
+
+def test_what_has_moved_ends_as_a_picture_on_one_scale_of_time() -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=100, color_system=None)
+    out = Out()
+    out.__dict__["console"] = console
+    view = LiveView(out)
+    began = utc_now()
+    for number, name in enumerate(("first", "second")):
+        phases = [PhaseTime(phase=phase, at_ms=at) for phase, at in ((Phase.COPYING, 0), (Phase.FROZEN, 500))]
+        report = MigrationReport(phases=tuple(phases), total_ms=1000, blackout_ms=412)
+        started = {"id": f"m-{number:016x}", "container": name, "started_at": began + timedelta(seconds=number)}
+        view.moving(moving(Phase.DONE, report=report, **started))
+    rows = [
+        evacuee(name, number, EvacueeState.MOVED, to="node-b", migration=f"m-{number:016x}")
+        for number, name in enumerate(("first", "second"))
+    ]
+    status = finished(*rows)
+    assert not view.waits(status)
+    show_result(out, [status], view.reports())
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    [first, second] = [line for line in lines if line.strip().endswith("412 ms")]
+    assert first.count("█") == second.count("█") > 20
+    assert first.rindex("█") + 1 == second.index("█"), "one begins where the other ends"
+    assert any("2.00 s" in line and "blackout" in line for line in lines), "the scale is said"
+
+
 def test_live_view_shows_every_container() -> None:
     out = Out()
-    console = Console(file=io.StringIO(), force_terminal=True, width=120)
+    console = Console(file=io.StringIO(), force_terminal=True, width=120, color_system=None)
     out.__dict__["console"] = console
     view = LiveView(out)
     rows = [
@@ -234,10 +267,15 @@ def test_live_view_shows_every_container() -> None:
         evacuee("db", 3, EvacueeState.MOVED, to="node-c", blackout_ms=210.0, total_ms=1500.0),
     ]
     view.begun("node-a", ID)
-    view.changed(finished(*rows, state=EvacuationState.RUNNING))
+    running = finished(*rows, state=EvacuationState.RUNNING)
+    view.changed(running)
+    view.moving(moving(Phase.COPYING, bytes_sent=50, bytes_total=100, rate=10.0, eta_s=5.0))
     console.print(view._render())
     view.close()
     text = console.file.getvalue()  # type: ignore[attr-defined]
     for word in ("node-a", "2 of 3", "web", "node-b", "it has a terminal", "blackout 210 ms"):
         assert word in text
+    assert "copying" in text
+    assert "50 B of 100 B   10 B/s   5 s left" in text
+    assert view.waits(running), "of db's move nothing was heard yet"
     show_plan(out, [finished()])

@@ -4,7 +4,7 @@ import re
 from collections.abc import AsyncIterator
 
 import pytest
-from playwright.async_api import Browser, expect
+from playwright.async_api import Browser, Page, expect
 
 from lab.cluster import Cluster
 from lab.workloads import run_counter
@@ -57,6 +57,7 @@ async def test_a_button_moves_a_container_and_its_card_arrives(seen: Cluster, ad
         await expect(page.locator("#plot canvas")).to_be_visible()
         await expect(page.locator("#events li").first).to_be_visible()
         await picture(page, "dashboard")
+        await _evacuated_and_brought_back(page, seen)
         await page.emulate_media(color_scheme="dark")
         await page.set_viewport_size({"width": 360, "height": 740})
         assert await page.evaluate("document.documentElement.scrollWidth") <= 360
@@ -64,6 +65,33 @@ async def test_a_button_moves_a_container_and_its_card_arrives(seen: Cluster, ad
     await clean(seen, A, B)
     for host in (A, B):
         seen[host].docker("rm", "--force", *names, check=False)
+
+
+async def _evacuated_and_brought_back(page: Page, seen: Cluster) -> None:
+    """Of the five, two run on A: they go, and come home again."""
+    gone = ("queue", "search")
+    plan = page.get_by_role("button", name="Show the plan")
+    await page.get_by_role("button", name=f"Evacuate {A}").click()
+    await plan.click()
+    await expect(page.locator("#leave-table tbody tr")).to_have_count(len(gone), timeout=MOVE_MS)
+    await picture(page, "dashboard-plan")
+    await page.get_by_role("button", name="Evacuate", exact=True).click()
+    await expect(page.locator("#said")).to_have_text(f"Evacuating {A}: done", timeout=MOVE_MS)
+    room = page.locator(f'[data-evacuation="{A}"]')
+    await expect(room.locator("summary")).to_contain_text("done · 2 moved · 0 left behind")
+    await expect(page.locator(f'[data-host="{A}"] .card')).to_have_count(0)
+    for name in gone:
+        card = page.locator(f'[data-host="{B}"] .card.is-running', has_text=name)
+        await expect(card.locator(".state")).to_have_text(f"running, at home on {A}")
+        await counts_on(seen[B], name)
+    await page.get_by_role("button", name=f"Let {A} take containers again").click()
+    await page.get_by_role("button", name="Bring back 2").click()
+    await plan.click()
+    await page.get_by_role("button", name="Bring back", exact=True).click(timeout=MOVE_MS)
+    await expect(page.locator("#said")).to_have_text(f"Bringing containers back to {A}: done", timeout=MOVE_MS)
+    for name in gone:
+        await expect(page.locator(f'[data-host="{A}"] .card.is-running', has_text=name)).to_be_visible()
+        await counts_on(seen[A], name)
 
 
 async def test_a_host_s_own_account_looks_and_can_not_move(seen: Cluster, address: str, browser: Browser) -> None:

@@ -102,7 +102,7 @@ export class Evacuations {
     const view: View = {
       item: make("details", "evacuation"),
       title: make("span", "title"),
-      what: make("p", "what"),
+      what: make("span", "what"),
       progress: make("progress"),
       cancel: make("button", "cancel", "Cancel"),
       rows: make("ol"),
@@ -116,8 +116,8 @@ export class Evacuations {
       if (now) this.cancel(now);
     });
     const summary = make("summary");
-    summary.append(view.title);
-    view.item.append(summary, view.what, view.progress, view.rows, view.cancel);
+    summary.append(view.title, " ", view.what);
+    view.item.append(summary, view.progress, view.rows, view.cancel);
     this.views.set(host, view);
     return view;
   }

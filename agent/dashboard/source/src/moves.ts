@@ -103,7 +103,7 @@ export class Moves {
 
   private drawLine(line: HTMLElement, move: MigrationStatus): void {
     const phases: PhaseTime[] = move.report?.phases ?? this.store.seen.get(move.id) ?? [];
-    const end = move.report?.total_ms ?? phases.at(-1)?.at_ms ?? 0;
+    const end = move.report?.total_ms ?? Date.parse(move.at) - Date.parse(move.started_at);
     const parts = phases.map((phase, place) => {
       const until = phases[place + 1]?.at_ms ?? end;
       return { phase: phase.phase, ms: Math.max(0, until - phase.at_ms) };
