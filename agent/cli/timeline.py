@@ -77,8 +77,8 @@ def picture(report: MigrationReport, width: int) -> RenderableType:
     parts: list[RenderableType] = [Padding(_phases(report, bars), (1, 0, 1, 2))]
     if report.blackout_ms is not None:
         parts.append(Padding(_blackout(report.blackout_ms), (0, 0, 1, 2)))
-    parts += [Text(f"  {line}") for line in _carried(report)]
-    parts += [Text(f"  note: {note}", style="yellow") for note in report.notes]
+    parts += [Padding(Text(line), (0, 0, 0, 2)) for line in _carried(report)]
+    parts += [Padding(Text(f"note: {note}", style="yellow"), (0, 0, 0, 2)) for note in report.notes]
     return Group(*parts)
 
 

@@ -63,9 +63,9 @@ async def served(broker_url: str) -> AsyncIterator[str]:
         await server.close()
 
 
-async def picture(page: Page, name: str) -> None:
+async def picture(page: Page, name: str, of: str = "") -> None:
     """For docs; as it is once what moves has come to rest. Written where that is asked for: no two are the same."""
     if not os.environ.get("TRANSSHIP_PICTURES"):
         return
     await page.evaluate("Promise.all(document.getAnimations().map((each) => each.finished))")
-    await page.screenshot(path=PICTURES / f"{name}.png")
+    await (page.locator(of) if of else page).screenshot(path=PICTURES / f"{name}.png")

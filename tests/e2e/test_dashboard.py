@@ -74,7 +74,7 @@ async def _evacuated_and_brought_back(page: Page, seen: Cluster) -> None:
     await page.get_by_role("button", name=f"Evacuate {A}").click()
     await plan.click()
     await expect(page.locator("#leave-table tbody tr")).to_have_count(len(gone), timeout=MOVE_MS)
-    await picture(page, "dashboard-plan")
+    await picture(page, "dashboard-plan", of="#leave")
     await page.get_by_role("button", name="Evacuate", exact=True).click()
     await expect(page.locator("#said")).to_have_text(f"Evacuating {A}: done", timeout=MOVE_MS)
     room = page.locator(f'[data-evacuation="{A}"]')
