@@ -27,7 +27,7 @@ class Disk:
 
 
 JOURNAL = Disk("journal", "/var/lib/transship", 48, seen_outside=True)
-DOCKER = Disk("docker-data", "/var/lib/docker", 640)
+DOCKER = Disk("docker-data", "/var/lib/docker", 2048)
 DISKS = (JOURNAL, DOCKER)
 
 
