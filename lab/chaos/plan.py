@@ -150,5 +150,13 @@ def plan(seed: int, run: int) -> Plan:
     ]
     # What needs the memory to be still on its way is only seen where it is.
     late = any(fault.moment in (("target", "running"), ("source", "running")) for fault in faults)
-    strategy = "postcopy" if late and dice.random() < 0.7 else dice.choice(STRATEGIES)
+    always = any(fault.accident is Accident.CRIU_KILLED and _is_done_cold(fault) for fault in faults[:1])
+    strategy = "postcopy" if always or (late and dice.random() < 0.7) else dice.choice(STRATEGIES)
     return Plan(seed, run, load, strategy, tuple(sorted(faults, key=lambda fault: MOMENTS.index(fault.moment))))
+
+
+def _is_done_cold(fault: Fault) -> bool:
+    """Whether CRIU has done its work on that side by then, but for memory that is still to come."""
+    return MOMENTS.index(fault.moment) >= MOMENTS.index(
+        ("target", "restoring" if fault.side == "source" else "running")
+    )
