@@ -6,6 +6,7 @@ The freezer's file is written directly: `docker pause` takes ten times as long, 
 import asyncio
 import contextlib
 import os
+import re
 import select
 import signal
 import time
@@ -16,6 +17,7 @@ from pathlib import Path
 from agent.base.errors import ContainerGone, FreezeFailed
 
 CGROUP_ROOT = Path("/sys/fs/cgroup")
+CONTAINER_ID = re.compile("[0-9a-f]{64}")
 V1_POLL_SECONDS = 0.0005
 """The v1 freezer has no event; reading its state is what makes the kernel look again."""
 
@@ -87,6 +89,8 @@ def remove_of(container_id: str) -> None:
 
 
 def _folders_of(container_id: str, root: Path) -> list[Path]:
+    if not CONTAINER_ID.fullmatch(container_id):  # less than that would be others' as well
+        return []
     return [Path(folder) for folder, _, _ in os.walk(root) if container_id in folder]
 
 
@@ -152,6 +156,13 @@ async def thaw(group: Cgroup) -> None:
             (group.path / "freezer.state").write_text("THAWED")
         else:
             (group.path / "cgroup.freeze").write_text("0")
+
+
+async def thaw_empty(container_id: str) -> None:
+    """Make sure that no cgroup of a container is frozen with nothing in it: runc takes it for paused, and keeps it."""
+    for group in await asyncio.to_thread(of_container, container_id):
+        if freezing(group)[0].exists() and not group.tasks():
+            await thaw(group)
 
 
 async def kill_frozen(group: Cgroup, seconds: float = 10.0) -> None:

@@ -30,6 +30,7 @@ async def remove(docker: Docker, shell: Shell, container_id: str) -> None:
 async def clear(shell: Shell, container_id: str) -> None:
     """The same of one that dockerd does not have any more."""
     await HandOver(shell, container_id).unmount_all(killed=True)
+    await freezer.thaw_empty(container_id)
     shims = await asyncio.to_thread(proc.shims_of, container_id)
     await asyncio.gather(*(_end(shell, shim, container_id) for shim in shims))
     await asyncio.to_thread(freezer.remove_of, container_id)

@@ -129,6 +129,14 @@ class Following:
             except FreezeFailed as error:  # one waits for a page in the kernel; it gets no further than that
                 log.warning("%s: %s", self._run.id, error)
 
+    async def give_up(self, *, asked: bool) -> bool:
+        """End what can't go on, where somebody has said so, now or once before; whether they have."""
+        if asked:
+            await self._run.note_down(given_up=True)
+        if self._run.record.get("given_up"):
+            await self.end()
+        return bool(self._run.record.get("given_up"))
+
     async def end(self) -> None:
         """End what can't go on, before its missing pages are read as zeros."""
         if (group := self._group()) is not None:

@@ -276,6 +276,7 @@ class Target:
         """Clear the hand-over, and give the container its restart policy. Safe to repeat."""
         docker, policy = self._host.docker, self.offer.restart_policy
         await self._clear_hand_over()  # first: while it is there, a start by whomever can only become a restore
+        await freezer.thaw_empty(self.container_id)  # nobody can delete what died while its memory was waited for
         await restarting.set_back(docker, self.container_id, policy)
         await restarting.start_as_docker_would(docker, self.container_id, policy, stopped=self.run.stopped)
 
@@ -286,10 +287,8 @@ class Target:
         """
         if self.run.phase is Phase.RUNNING:
             await self.go()
-            if await self.following.look() is not Arrival.WHOLE:
-                if not asked:
-                    return
-                await self.following.end()
+            if await self.following.look() is not Arrival.WHOLE and not await self.following.give_up(asked=asked):
+                return
             await self.settle()
             await self.run.enter(Phase.DONE)
 

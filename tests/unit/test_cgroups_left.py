@@ -46,3 +46,20 @@ def test_what_is_not_empty_stays(root: Path) -> None:
     (root / f"memory/docker/{ID}/busy").write_text("a file cannot be removed with its folder")
     freezer.remove_of(ID)
     assert (root / f"memory/docker/{ID}/busy").exists()
+
+
+@pytest.mark.parametrize("name", ["", "docker", ID[:12]])
+def test_what_is_no_whole_id_is_nobodys(root: Path, name: str) -> None:
+    made(root, f"freezer/docker/{ID}")
+    freezer.remove_of(name)
+    assert (root / "freezer/docker" / ID).is_dir()
+
+
+async def test_only_what_nothing_is_in_is_thawed(root: Path) -> None:
+    made(root, f"freezer/docker/{ID}", f"freezer/docker/{OTHER}")
+    for each, tasks in ((ID, ""), (OTHER, "17\n")):
+        (root / "freezer/docker" / each / "cgroup.procs").write_text(tasks)
+        (root / "freezer/docker" / each / "freezer.state").write_text("FROZEN")
+        await freezer.thaw_empty(each)
+    assert (root / f"freezer/docker/{ID}/freezer.state").read_text() == "THAWED"
+    assert (root / f"freezer/docker/{OTHER}/freezer.state").read_text() == "FROZEN"

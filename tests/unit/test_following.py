@@ -107,3 +107,20 @@ async def test_what_came_late_is_still_lost(world: World) -> None:
     assert await world.following().look() is Arrival.LOST
     world.ended(0)
     assert await world.following().look() is Arrival.LOST
+
+
+async def test_once_it_is_given_up_it_stays_so(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What follows may fail at first, and is tried again by nobody's request."""
+    ended: list[Cgroup] = []
+
+    async def kill_frozen(group: Cgroup) -> None:
+        ended.append(group)
+
+    monkeypatch.setattr(freezer, "kill_frozen", kill_frozen)
+    assert await world.following().look() is Arrival.LOST
+    assert not await world.following().give_up(asked=False)
+    assert ended == []
+    assert await world.following().give_up(asked=True)
+    assert await world.following().give_up(asked=False)
+    assert ended == [world.group, world.group]
+    assert (await kept(world))["given_up"]
