@@ -95,7 +95,8 @@ class Switch:
     def make(self) -> None:
         self.namespace.make()
         self.namespace.ip(
-            "link add br0 type bridge stp_state 0 forward_delay 0 mcast_snooping 0",
+            # with a MAC of its own: else it has the lowest of its cables', another one whenever a machine boots
+            f"link add br0 address {SWITCH.mac} type bridge stp_state 0 forward_delay 0 mcast_snooping 0",
             f"address add {SWITCH.v4}/24 dev br0",
             f"address add {SWITCH.v6}/64 dev br0 nodad",
             "link set br0 up",
