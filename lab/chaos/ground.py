@@ -11,6 +11,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from agent.base.errors import AgentError
+from agent.cli.controller import Controller
 from lab.chaos import disks, kernel
 from lab.chaos.peer_relay import PeerRelay
 from lab.cluster import TRANSSHIP, Cluster
@@ -18,6 +20,9 @@ from lab.host import Engine, Host, HostSpec
 from lab.naming import state_folder
 from lab.network import Address
 from lab.shell import LabError
+from protocol.base import new_command_id
+from protocol.commands import Ping
+from protocol.errors import ErrorCode
 
 A, B = "a26", "b28"
 HOSTS = (HostSpec(A, Engine.DOCKER26), HostSpec(B, Engine.DOCKER28))
@@ -30,6 +35,7 @@ AGENT: dict[str, Any] = {
     "limits": {"migrations": LIMIT},
 }
 AGENT["deadlines"] |= {"ask_again": 0.25, "docker": 20.0, "freeze": 5.0}
+ASK_AGAIN_SECONDS = 0.1
 FAKETIME = "/usr/local/lib/libfaketime.so.1"
 CLOCK_OFF = {"LD_PRELOAD": FAKETIME, "FAKETIME": "+5h", "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
 
@@ -145,8 +151,21 @@ class Ground:
                 set_memory(host, copy.container, MEMORY_BYTES)
 
     async def until_ready(self, seconds: float = 40.0) -> None:
+        """Wait until both agents take commands: what is retained may be of before the broker or an agent was gone."""
         async with asyncio.timeout(seconds):
             await self.cluster.until_ready()
+            async with Controller(self.cluster.broker) as controller:
+                for host in self.hosts:
+                    while not await _answers(controller, host):
+                        await asyncio.sleep(ASK_AGAIN_SECONDS)
+
+
+async def _answers(controller: Controller, host: Host) -> bool:
+    try:
+        await controller.ask(host.name, Ping(id=new_command_id()), patience=2)
+    except AgentError as error:
+        return error.code is ErrorCode.EXPIRED  # by a clock that is off
+    return True
 
 
 def set_memory(host: Host, container: str, limit: int | None = None) -> bool:
