@@ -1,7 +1,8 @@
 """Workload images for the hosts, made offline from the cached roots as archives for `docker load`.
 
 `busybox` is one static program with all its applets; `py` adds a Python; `layers` has three layers on top of
-each other, so that a move can find some of them present; `zoo` holds real servers from Debian packages.
+each other, so that a move can find some of them present; `redis` is that server and its client, small enough for an
+emulated machine; `zoo` holds real servers from Debian packages.
 Once made, an archive is the same for all hosts: equal image ids, equal layer digests.
 """
 
@@ -47,6 +48,18 @@ exec /usr/lib/postgresql/$version/bin/postgres -D /var/lib/postgresql/$version/m
 END
 chmod 755 "$1/usr/local/bin/postgres"
 """
+# A layer's folder /srv/redis gets the two programs and what they need of libraries.
+_REDIS = (
+    roots.install("--no-install-recommends redis-server redis-tools")
+    + r"""
+mkdir -p /srv/redis/usr/bin
+cp -L /usr/bin/redis-server /usr/bin/redis-cli /srv/redis/usr/bin/
+ldd /usr/bin/redis-server /usr/bin/redis-cli | grep -o '/[^ :]*[.]so[^ :]*' | sort -u | while read -r file; do
+    mkdir -p "/srv/redis/usr$(dirname "${file#/usr}")"
+    cp -L "$file" "/srv/redis/usr${file#/usr}"
+done
+"""
+)
 _VERSION = "1"  # of the code below: another number makes every image anew
 _CREATED = "2000-01-01T00:00:00Z"
 _SKIPPED = {"test", "idlelib", "tkinter", "turtledemo", "ensurepip", "lib2to3", "pydoc_data"}
@@ -58,8 +71,11 @@ def ensure(name: str) -> Path:
     if maker is None:
         raise LabError(f"no image {name}: the lab makes {', '.join(_MAKERS)}")
     roots.ensure(with_docker28=False)
-    recipe = "\0".join([_VERSION, name, roots.base().key, *_ZOO, _ZOO_SETUP])
+    of_its_own = [_REDIS] if name == "redis" else []
+    recipe = "\0".join([_VERSION, name, roots.base().key, *_ZOO, _ZOO_SETUP, *of_its_own])
     archive = roots.cache_folder() / "images" / f"{name}-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}.tar"
+    if name == "redis" and not archive.exists():
+        roots.on_top("redis", _REDIS)  # takes the lock that is held while an archive is made
     return roots.make_once(archive, lambda lock: _build(name, maker, archive, lock))
 
 
@@ -224,10 +240,15 @@ def _zoo(work: Path, lock: int) -> list[Path]:
     return [file]
 
 
+def _redis(work: Path, lock: int) -> list[Path]:
+    tree = roots.on_top("redis", _REDIS).folder / "srv/redis"
+    return [*_busybox(work, lock), _layer(work / "redis.tar", lambda layer: layer.tree(tree, "usr"))]
+
+
 def _noise(seed: str, size: int) -> bytes:
     """Make bytes that do not compress and are the same every time."""
     return hashlib.shake_256(seed.encode()).digest(size)
 
 
 _Maker = Callable[[Path, int], list[Path]]
-_MAKERS: dict[str, _Maker] = {"busybox": _busybox, "py": _py, "layers": _layers, "zoo": _zoo}
+_MAKERS: dict[str, _Maker] = {"busybox": _busybox, "py": _py, "layers": _layers, "redis": _redis, "zoo": _zoo}

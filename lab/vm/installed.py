@@ -5,15 +5,19 @@ own disk, so all of it is there again after `reboot`, `poweroff` and `start`, or
 lab, and in `checkout`, a host's daemons are started by the lab instead.
 """
 
+import io
 import json
 import tarfile
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from lab import images as workloads
 from lab import service
 from lab.broker import ACL, CONFIGURATION, CONTROLLER, PKI, PORT, Authority, Broker
 from lab.cluster import deadlines
@@ -28,6 +32,9 @@ from lab.vm.machine import BOOT_SECONDS, DISK_OF_FILES, Machine, Spec, running, 
 UNIT = "transship-agent.service"
 _ENGINE = ("docker.socket", "docker.service", "containerd.service")
 _WHEELS = "/opt/transship-wheels"
+_NEWER, _IMAGES = f"{_WHEELS}/newer", f"{_WHEELS}/images"
+NEWER = "99.0.0"
+"""The version of the wheel that `upgrade` installs: this checkout all the same."""
 _MEMORY_MIB = 2048
 _DAEMON_JSON = json.dumps({"experimental": True, "storage-driver": "overlay2"})
 
@@ -54,9 +61,16 @@ class Installed:
         return self.run(["docker", *words], check=check, timeout=timeout).stdout.rstrip("\n")
 
     def ensure_image(self, name: str) -> None:
-        """Have one of the lab's images (`busybox`, `py`, `layers`) in its Docker, from its own disk."""
+        """Have one of the lab's images in its Docker: `busybox`, `py`, `layers`, or one that was given to `hosts`."""
         if self.run(["docker", "image", "inspect", name], check=False).returncode:
-            self.docker("load", "--quiet", "--input", cached_image(name), timeout=300)
+            given = f"{_IMAGES}/{name}.tar"
+            there = self.run(["test", "-e", given], check=False).returncode == 0
+            self.docker("load", "--quiet", "--input", given if there else cached_image(name), timeout=300)
+
+    def upgrade(self) -> None:
+        """Do what the installation guide says for a newer version, but for the restart of the agent."""
+        self.run([*_pip(_NEWER), "--upgrade", "transship"], timeout=180)
+        self.run([PROGRAM, "setup"], timeout=120)
 
     def transship(self, *words: str, check: bool = True, timeout: float = 300) -> Completed:
         """Run the command line in it, as a controller."""
@@ -82,9 +96,11 @@ class Installed:
 
 @contextmanager
 def hosts(
-    *names: str, agent: Mapping[str, Any] | None = None, memory_mib: int = _MEMORY_MIB
+    *names: str, agent: Mapping[str, Any] | None = None, memory_mib: int = _MEMORY_MIB, images: Sequence[str] = ()
 ) -> Iterator[list[Installed]]:
     """One host, or two on one network, with agents that are ready; `agent` is laid over each one's configuration.
+
+    Of `images` that are not on each machine's disk anyway they have the archives.
 
     The broker is a unit on the last of them: the first can be switched off without it.
     """
@@ -97,6 +113,9 @@ def hosts(
         with tarfile.open(files, "w") as tar:
             wheel = service.build_wheel()
             tar.add(wheel, wheel.name)
+            _add_newer(tar, wheel)
+            for name in images:
+                tar.add(workloads.ensure(name), f"images/{name}.tar")
         specs = [Spec(name, memory_mib, files=files) for name in names]
         machines = (
             list(stack.enter_context(running_pair(specs[0], specs[1])))
@@ -120,9 +139,13 @@ def _installed(machines: list[Machine], agent: dict[str, Any], authority: Author
         _write(host, f"{PKI}/host.crt", certificate)
         _write(host, f"{PKI}/host.key", key)
     _start_broker(made[-1], passwords)
-    for host in made:
+
+    def start(host: Installed) -> None:
         peers = [other.name for other in made if other is not host]
         _start_host(host, merge(_configuration(host, peers, passwords[host.name]), agent))
+
+    with ThreadPoolExecutor() as both:
+        list(both.map(start, made))
     return made
 
 
@@ -145,12 +168,30 @@ def _start_host(host: Installed, configuration: dict[str, Any]) -> None:
     _enable(host, *_ENGINE)
     host.run(["mkdir", "-p", _WHEELS])
     host.run(["tar", "--extract", f"--directory={_WHEELS}", f"--file={DISK_OF_FILES}"])
-    pip = ["/opt/transship/bin/pip", "install", "--quiet", "--no-deps", "--no-index", f"--find-links={_WHEELS}"]
-    host.run([*pip, "transship"], timeout=180)
+    host.run([*_pip(_WHEELS), "transship"], timeout=180)
     host.run([PROGRAM, "setup"], timeout=120)
     _write(host, AGENT_TOML, to_toml(configuration))
     _enable(host, UNIT)
     host.wait_until_up()
+
+
+def _pip(folder: str) -> list[str]:
+    return ["/opt/transship/bin/pip", "install", "--quiet", "--no-deps", "--no-index", f"--find-links={folder}"]
+
+
+def _add_newer(tar: tarfile.TarFile, wheel: Path) -> None:
+    """The same wheel with another version, wherever that is said in it."""
+    content, old = io.BytesIO(), wheel.name.split("-")[1]
+    with zipfile.ZipFile(wheel) as ours, zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as newer:
+        for name in ours.namelist():
+            data = ours.read(name)
+            if name == "agent/__init__.py" or name.endswith((".dist-info/METADATA", ".dist-info/RECORD")):
+                data = data.replace(old.encode(), NEWER.encode())
+            newer.writestr(name.replace(f"-{old}.dist-info", f"-{NEWER}.dist-info"), data)
+    entry = tarfile.TarInfo(f"newer/{wheel.name.replace(old, NEWER)}")
+    entry.size = len(content.getvalue())
+    content.seek(0)
+    tar.addfile(entry, content)
 
 
 def _enable(host: Installed, *units: str) -> None:
