@@ -40,6 +40,7 @@ from agent.migration.sources import Sources
 from agent.migration.targets import Targets
 from agent.shutdown.evacuation import Around
 from agent.shutdown.evacuations import Evacuations
+from agent.shutdown.homecoming import Homecoming
 from agent.shutdown.host_down import HostDown
 from agent.shutdown.moving_away import MovesAway
 from agent.shutdown.sleepers import Sleepers
@@ -103,6 +104,7 @@ class Agent:
         self._noted: set[asyncio.Task[None]] = set()
         around = Around(self.host, self.sources, self.announcer, self.peer)
         self.evacuations = Evacuations(around, self.announcer)
+        self.homecoming = Homecoming(settings.host, self.announcer, self.evacuations, settings.limits.migrations)
         moves_away = MovesAway(self.evacuations, settings.limits.migrations)
         self.host_down = HostDown(self.host, self.sleepers, moves_away)
         self.logind = Logind(self._goes_down, self._stays_up)
@@ -173,8 +175,11 @@ class Agent:
         return task
 
     def _goes_down(self, seconds: float) -> None:
-        """For so long it is waited with that."""
-        task = self._note(self.host_down.begin(max(1.0, seconds - LOGIND_SECONDS), "the host is being shut down"))
+        """For so long it is waited with that; then systemd stops this agent, before dockerd, and gives it time, too."""
+        more = self._settings.shutdown.seconds if systemd.runs_us() else 0.0
+        task = self._note(
+            self.host_down.begin(max(1.0, seconds - LOGIND_SECONDS) + more, "the host is being shut down")
+        )
         lock = self.logind.lock
         if lock is not None:  # this one: a shutdown that is called off and another one have each their own
             task.add_done_callback(lambda _: lock.close())
@@ -226,6 +231,7 @@ class Agent:
         self.natives.sweep()
         kept.sweep(self._settings.state_dir)
         self.announcer.on_heard(self.evacuations.heard)
+        self.announcer.on_heard(self.homecoming.heard)
         self.announcer.on_end(self.evacuations.ended)
         self.announcer.on_move(lambda run: self.inventory.refresh(run.record["container_id"]))
         await self._recover()
@@ -257,6 +263,8 @@ class Agent:
 
     async def _close(self, loops: list[asyncio.Task[object]]) -> None:
         """Moves first, while their doors are still open; then the doors."""
+        await self.host_down.close()
+        await self.homecoming.close()
         await self.evacuations.close()
         await self.sleepers.close()
         await self.vault.close()

@@ -153,6 +153,7 @@ def remove(out: Out, places: Places, *, purge: bool) -> int:
             log.did(f"{folder} removed")
         elif folder.exists():
             log.was(f"{folder} kept; --purge removes it")
+    _remove_empty(log, places.root / "run/transship")
     return log.end()
 
 
@@ -211,6 +212,16 @@ def _delete(log: Log, file: Path) -> None:
     if file.exists() or file.is_symlink():
         file.unlink()
         log.did(f"{file} removed")
+
+
+def _remove_empty(log: Log, folder: Path) -> None:
+    """What containers still run from (agent/prework/init.py) stays until the next boot."""
+    there = folder.exists()
+    for inner, _, _ in os.walk(folder, topdown=False):
+        with contextlib.suppress(OSError):
+            Path(inner).rmdir()
+    if there and not folder.exists():
+        log.did(f"{folder} removed")
 
 
 def _register(log: Log, places: Places, before: DaemonJson, dockerd: registration.Dockerd | None) -> None:

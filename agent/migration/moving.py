@@ -1,4 +1,4 @@
-"""One migration that leaves this host, as `Sources` keeps it; and what its errors amount to."""
+"""One migration that leaves this host, and all of them, as `Sources` keeps them; and what their errors amount to."""
 
 import asyncio
 import logging
@@ -9,6 +9,7 @@ from agent.doors.docker import unavailable
 from agent.migration import machine
 from agent.migration.run import Run
 from protocol.errors import Consequence
+from protocol.peer import DecisionKind
 from protocol.status import Phase
 
 log = logging.getLogger("agent.source")
@@ -29,6 +30,47 @@ class Move:
     @property
     def may_cancel(self) -> bool:
         return not self.ending and not self.run.deciding and machine.may_cancel(self.run.phase)
+
+
+class Moves(dict[str, Move]):
+    """By their ids; and what else keeps a container from being moved."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.claimed: dict[str, Run] = {}
+        """Containers of which a checkpoint is being taken, or that are being put to sleep."""
+        self._ended = asyncio.Event()
+        """Of the next one of all these that does."""
+
+    def of_container(self, container_id: str) -> list[Move]:
+        return [move for move in self.values() if move.container_id == container_id]
+
+    def runs_of(self, container_id: str) -> list[Run]:
+        """Everything that it is part of."""
+        claimed = self.claimed.get(container_id)
+        return [move.run for move in self.of_container(container_id)] + ([claimed] if claimed is not None else [])
+
+    def is_decided(self, container_id: str) -> bool:
+        """Whether it is another host's: what there is of it here is neither to run nor to be ended by anybody else."""
+        runs = [move.run for move in self.of_container(container_id)]
+        return any(run.deciding or machine.decision(run.phase) is DecisionKind.COMMIT for run in runs)
+
+    def forget(self, migration: str) -> None:
+        self.pop(migration, None)
+        self._one_has_ended()
+
+    def unclaim(self, container_id: str) -> None:
+        self.claimed.pop(container_id, None)
+        self._one_has_ended()
+
+    def _one_has_ended(self) -> None:
+        self._ended.set()
+        self._ended = asyncio.Event()
+
+    async def until_free(self, container_id: str) -> None:
+        """Wait until it is part of nothing; for ever, where it is decided and the target does not answer."""
+        while self.runs_of(container_id):
+            await self._ended.wait()
 
 
 def untouched(error: AgentError) -> AgentError:

@@ -20,7 +20,7 @@ from agent.migration import choosing, leaving, machine, preflight, restarting, s
 from agent.migration.host import Host
 from agent.migration.journal import Entry
 from agent.migration.machine import ENDS, RESOLUTIONS, OnRestart, Role
-from agent.migration.moving import Move, foreseen, untouched, waits
+from agent.migration.moving import Move, Moves, foreseen, untouched, waits
 from agent.migration.run import Run
 from agent.migration.subject import Subject, from_record
 from protocol.base import new_migration_id
@@ -61,9 +61,7 @@ class Sources:
         self._host = host
         self._peers = peers
         self._watching = watching
-        self._moves: dict[str, Move] = {}
-        self._claimed: dict[str, Run] = {}
-        """Containers of which a checkpoint is being taken."""
+        self.moves = Moves()
 
     async def claim(self, container: Container, run: Run) -> None:
         """Keep a container from being moved.
@@ -73,16 +71,16 @@ class Sources:
 
         """
         await self._check_free(container)
-        self._claimed[container.id] = run
+        self.moves.claimed[container.id] = run
 
     def unclaim(self, container_id: str) -> None:
-        self._claimed.pop(container_id, None)
+        self.moves.unclaim(container_id)
 
     async def _check_free(self, container: Container) -> None:
         unfinished = await self._host.journal.unfinished()  # as source or target, also one not taken up again yet
         # whoever asks does not wait any more until it is in `_moves` or claimed: two commands may come at once
         others = [entry.id for entry in unfinished if entry.record.get("container_id") == container.id]
-        others += [run.id for run in self._runs_of(container.id)]
+        others += [run.id for run in self.moves.runs_of(container.id)]
         if others:
             raise Refused(
                 ErrorCode.BUSY,
@@ -93,26 +91,19 @@ class Sources:
     def take_over(self, run: Run) -> None:
         """Take back what a checkpoint could not take back itself, or has not seen through, until it works."""
         move = Move(run, run.record.get("container_id", ""))
-        self._moves[run.id] = move
+        self.moves[run.id] = move
         self._end(move)
 
     def find(self, migration: str) -> Run | None:
-        move = self._moves.get(migration)
+        move = self.moves.get(migration)
         return move.run if move else None
 
     def open(self) -> list[Run]:
-        return [move.run for move in self._moves.values()]
-
-    def _of_container(self, container_id: str) -> list[Move]:
-        return [move for move in self._moves.values() if move.container_id == container_id]
+        return [move.run for move in self.moves.values()]
 
     def of_container(self, container_id: str) -> Run | None:
         """By which it is leaving just now."""
-        return next((move.run for move in self._of_container(container_id) if move.run.phase not in ENDED), None)
-
-    def _runs_of(self, container_id: str) -> list[Run]:
-        claimed = self._claimed.get(container_id)
-        return [move.run for move in self._of_container(container_id)] + ([claimed] if claimed is not None else [])
+        return next((move.run for move in self.moves.of_container(container_id) if move.run.phase not in ENDED), None)
 
     async def start(
         self, request: Migrate, container: Container, begun: Begun, ended: Ended, *, migration: str = "", home: str = ""
@@ -128,10 +119,10 @@ class Sources:
         if migration and await self.knows(migration):
             raise Refused(ErrorCode.TOO_LATE, f"{migration} was begun before")
         await self._check_free(container)
-        if len(self._moves) >= self._host.settings.limits.migrations:
+        if len(self.moves) >= self._host.settings.limits.migrations:
             raise Refused(
                 ErrorCode.BUSY,
-                f"{len(self._moves)} migrations are under way, the limit of {self._host.name}",
+                f"{len(self.moves)} migrations are under way, the limit of {self._host.name}",
                 hint="try again later, or raise limits.migrations",
             )
         migration = migration or new_migration_id()
@@ -150,7 +141,7 @@ class Sources:
             ),
             container.id,
         )
-        self._moves[migration] = move
+        self.moves[migration] = move
         try:
             with tracing.working_for(migration):  # whoever begins it may do other things afterwards
                 await move.run.record_beginning()
@@ -183,7 +174,7 @@ class Sources:
         if error is not None:
             error = await self._again(run, partial(self._took_back, move, error))
         if run.phase in ENDS[Role.SOURCE]:
-            self._moves.pop(run.id, None)
+            self.moves.forget(run.id)
         try:
             await ended(run, error)
         except Exception:
@@ -252,7 +243,7 @@ class Sources:
             Refused: there is none such, or it is decided.
 
         """
-        move = self._moves.get(migration)
+        move = self.moves.get(migration)
         if move is None or move.task is None:
             raise Refused(ErrorCode.NO_SUCH_MIGRATION, f"{migration} is not under way on {self._host.name}")
         if not move.may_cancel:
@@ -280,19 +271,23 @@ class Sources:
 
     def container_died(self, container_id: str) -> None:
         """A `die` before the decision ends the move; after it, it is our own doing."""
-        for move in self._of_container(container_id):
+        self.call_back(container_id, lambda name: ContainerGone(f"{name} ended while it was being moved"))
+
+    def call_back(self, container_id: str, why: Callable[[str], AgentError]) -> None:
+        """Begin to take back what moves it, unless that is decided, or being taken back already."""
+        for move in self.moves.of_container(container_id):
             if move.task is not None and move.may_cancel:
-                self.cancel(move.run.id, ContainerGone(f"{move.run.container} ended while it was being moved"))
+                self.cancel(move.run.id, why(move.run.container))
 
     def container_signalled(self, container_id: str, sent: str) -> None:
         """Somebody has sent it a signal: if that was to end it, a move that is taken back must not start it again."""
-        for run in self._runs_of(container_id):
+        for run in self.moves.runs_of(container_id):
             create = run.record.get("offer", {}).get("create", {})
             if restarting.is_meant_to_end(sent, create.get("StopSignal", "")):
                 run.stopped = True
 
     async def knows(self, migration: str) -> bool:
-        return migration in self._moves or await self._host.journal.get(migration, Role.SOURCE) is not None
+        return migration in self.moves or await self._host.journal.get(migration, Role.SOURCE) is not None
 
     async def resolve(self, migration: str, decision: DecisionKind) -> None:
         """A person's word on a migration that is decided, and whose target never answers, or can't have all (rule 8).
@@ -301,7 +296,7 @@ class Sources:
             Refused: it is not in doubt.
 
         """
-        move = self._moves.get(migration)
+        move = self.moves.get(migration)
         if move is not None and move.task is not None and waits(move.run) and decision is DecisionKind.COMMIT:
             await move.run.note_down(given_up=True)
             await asyncio.wait({move.task})
@@ -328,10 +323,10 @@ class Sources:
             raise Refused(ErrorCode.TOO_LATE, f"{run.id} was not in doubt any more: {run.peer} has just confirmed")
 
     async def close(self) -> None:
-        for move in list(self._moves.values()):
+        for move in list(self.moves.values()):
             if move.task is not None:
                 move.task.cancel()
-        await asyncio.gather(*(move.task for move in self._moves.values() if move.task), return_exceptions=True)
+        await asyncio.gather(*(move.task for move in self.moves.values() if move.task), return_exceptions=True)
 
     # --- the journal ---
 
@@ -348,7 +343,7 @@ class Sources:
         """Take up a migration found in the journal after a restart (rule 6)."""
         run = Run(self._host.journal, entry, changed=self._changed, together=self._host.pace)
         move = Move(run, entry.record.get("container_id", ""))
-        self._moves[entry.id] = move
+        self.moves[entry.id] = move
         self._end(move)
 
     def _end(self, move: Move) -> None:
@@ -359,7 +354,7 @@ class Sources:
         """Go on with what is decided, take back what is not, until the journal says that it has ended."""
         tracing.works_for(move.run.id)
         await self._again(move.run, partial(self._take_up, move.run))
-        self._moves.pop(move.run.id, None)
+        self.moves.forget(move.run.id)
 
     async def _again(self, run: Run, work: Callable[[], Awaitable[T]]) -> T:
         return await until_it_works(f"{run.id} ({run.phase})", work, self._host.settings.deadlines.ask_again)

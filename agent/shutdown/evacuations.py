@@ -80,7 +80,7 @@ class Evacuations:
             return replace(order, only=command.to)
         if command.to == self._around.host.name:
             raise Refused(ErrorCode.SAME_HOST, f"this is {command.to}: ask the hosts that have its containers")
-        theirs = frozenset(await self._at_home_in(command.to))
+        theirs = frozenset(await self.at_home_in(command.to))
         return replace(order, kind=EvacuationKind.RETURN, only=(command.to,), containers=theirs)
 
     async def plan(self, order: Order) -> EvacuationStatus:
@@ -103,11 +103,27 @@ class Evacuations:
         await self._start(evacuation, command, ended)
         return evacuation.status()
 
-    async def evacuate(self, order: Order) -> EvacuationStatus:
-        """Begin it, and wait for its end."""
+    async def evacuate(self, order: Order, patience: float | None = None) -> EvacuationStatus:
+        """Begin it, and wait for its end, or only for so long: how it stands then."""
         await self.begin(order)
-        assert self._task is not None
-        return await asyncio.shield(self._task)
+        evacuation, task = self._now, self._task
+        assert task is not None
+        await asyncio.wait({task}, timeout=patience)
+        return task.result() if task.done() or evacuation is None else evacuation.status()
+
+    async def until_idle(self, seconds: float) -> None:
+        """Wait for the end of what goes on; what takes longer begins nothing more, and is waited for as long again."""
+        for _ in range(2):
+            if self._now is None or self._task is None:
+                return
+            await asyncio.wait({self._task}, timeout=seconds / 2)
+            if self._now is not None:
+                self._now.cancel()
+
+    async def until_ended(self) -> None:
+        """Wait for the end of what goes on, however long that takes."""
+        if self._task is not None:
+            await asyncio.wait({self._task})
 
     def cancel(self, evacuation: str) -> None:
         """Begin nothing more of it.
@@ -284,12 +300,13 @@ class Evacuations:
             self._said = now
             await self._telling.evacuation(status)
 
-    async def _at_home_in(self, host: str) -> list[str]:
-        """The containers here that return there, and may."""
+    async def at_home_in(self, host: str, *, by_itself: bool = False) -> list[str]:
+        """The containers here that return there, and may; or those that do so without being asked."""
         found = []
         for one in await self._around.host.docker.list():
             if one.state in survey.ALIVE and homes.of(self._state, one.id) == host:
-                found += [one.id] if labels.read(one.labels).returns else []
+                wishes = labels.read(one.labels)
+                found += [one.id] if wishes.returns_by_itself or (wishes.returns and not by_itself) else []
         return found
 
     # --- its file

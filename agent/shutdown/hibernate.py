@@ -146,6 +146,11 @@ def first_process(container_id: str) -> int:
     return pid
 
 
+def sleeps(container_id: str) -> bool:
+    """Whether there is memory of it to be woken with."""
+    return (ROOT / container_id / asleep.RECORD).exists()
+
+
 async def end_foreign(pid: int, group: Cgroup) -> None:
     """End what `docker exec` and probes of its health have put into it: they are no part of its tree, and CRIU can't
     take them along; a stop would end them too.
@@ -266,7 +271,7 @@ async def _end(host: Host, body: _Body, undo: Undo) -> None:
             body.asleep.rename(body.part)
         raise
     undo.detach()
-    with contextlib.suppress(AgentError):  # then their other sides have to find out by themselves
+    with contextlib.suppress(AgentError, OSError):  # then their other sides have to find out by themselves
         if body.options.tcp is TcpPolicy.CLOSE and not is_ours(body.pid):
             await quiet.hang_up(host.shell, body.pid)
         else:

@@ -7,11 +7,12 @@ restart policy, which is `no` from then on: dockerd starts nothing at boot that 
 
 import asyncio
 import contextlib
+import glob
 import json
 import logging
+import os
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from pathlib import Path
 from typing import Any, Final, Protocol
 
 from agent.base import durable
@@ -19,6 +20,7 @@ from agent.base.errors import AgentError
 from agent.base.tasks import beside, until_it_works
 from agent.checkpoint import freezer, measure
 from agent.doors import systemd
+from agent.doors.docker import unavailable
 from agent.doors.docker_events import DockerEvent
 from agent.doors.docker_model import Container
 from agent.migration import kept
@@ -48,11 +50,23 @@ RESTARTS = ("always", "unless-stopped", "on-failure")
 class Evacuates(Protocol):
     """Moves containers to other hosts (evacuations.py)."""
 
+    def begins(self) -> None:
+        """The host goes down: nothing more may come to it."""
+
     async def __call__(self, containers: frozenset[str], seconds: float) -> Mapping[str, str]:
         """Those that are still here, and why."""
 
     def stays(self) -> None:
         """It does not go down after all."""
+
+
+def _bytes_asleep() -> int:
+    """Of all images together, those that are being written among them: they may get another name meanwhile."""
+    found = 0
+    for folder in glob.iglob(f"{asleep.ROOT}/*/images"):  # noqa: PTH207 - pathlib's stops at what is gone
+        with contextlib.suppress(OSError):
+            found += sum(entry.stat().st_size for entry in os.scandir(folder))
+    return found
 
 
 def _may_change_health(event: DockerEvent, container_id: str) -> bool:
@@ -107,6 +121,9 @@ class HostDown:
         if not self._booted:
             self._booted, self._done = True, self._read()[1]
         self._boot = hibernate.boot_id()
+        if self._evacuate is not None:
+            self._evacuate.begins()
+        await self._sleepers.learned()
         went, began = await self._going(), time.monotonic()
         steps = host_plan.plan(went, self.left, self._rates, can_evacuate=self._evacuate is not None)
         log.warning("%s: %d containers in %.0f s: %s", why, len(steps), self.left, "; ".join(map(str, steps)))
@@ -114,11 +131,11 @@ class HostDown:
         result: dict[str, str] = {}
         async with beside(self._ask_for_time()):
             self._moves = asyncio.create_task(self._move(tuple(step for step in steps if step.what == EVACUATE)))
-            for step in steps:
-                if step.what == HIBERNATE:
-                    result[step.one.name] = await self._whatever_comes(step.one, self._put_to_sleep)
-                elif step.what == STOP:
-                    result[step.one.name] = await self._whatever_comes(step.one, self._stop)
+            stay = [step for step in steps if step.what != EVACUATE]
+            # one that is being moved, or of which a checkpoint is being taken, keeps no other one waiting
+            for step in sorted(stay, key=lambda step: self._sleepers.is_busy(step.one.id)):
+                work = self._put_to_sleep if step.what == HIBERNATE else self._stop
+                result[step.one.name] = await self._whatever_comes(step.one, work)
             for one in await self._moves:
                 late = self.left < self._seconds_to_sleep(one)
                 result[one.name] = await self._whatever_comes(one, self._stop if late else self._put_to_sleep)
@@ -132,7 +149,7 @@ class HostDown:
         for container, wish in list(self._sleepers.known.values()):
             if wish.on_shutdown == IGNORE:
                 continue
-            with contextlib.suppress(AgentError, OSError):
+            with contextlib.suppress(AgentError, OSError, ValueError, KeyError):  # it ends just now
                 pid = hibernate.first_process(container.id)
                 tasks = freezer.cgroup_of(pid).tasks()
                 size = await asyncio.to_thread(measure.image_bytes, pid, tasks)
@@ -146,6 +163,12 @@ class HostDown:
     async def _whatever_comes(self, one: Going, work: Callable[[Going], Awaitable[str]]) -> str:
         """One that was removed meanwhile, a disk that is full, or a bug costs none of the others its memory."""
         try:
+            if self._sleepers.is_busy(one.id):
+                patience = max(1.0, min(self.left / 2, self.left - self._seconds_to_sleep(one)))
+                if not await self._sleepers.until_free(one.id, patience):
+                    return "left to the move or checkpoint that it is part of"
+                if await self._host.docker.find(one.id) is None:
+                    return "moved away"
             return await work(one)
         except Exception as error:
             log.exception("%s is left to Docker", one.name)
@@ -215,12 +238,19 @@ class HostDown:
         """As long as something goes on systemd is not to lose its patience."""
         before = -1
         while True:
-            now = sum(path.stat().st_size for path in Path(asleep.ROOT).glob("*/images/*") if path.exists())
+            now = _bytes_asleep()
             moving = self._moves is not None and not self._moves.done() and self.left > 0
             if moving or now + len(self._done) != before:
                 systemd.notify(f"EXTEND_TIMEOUT_USEC={EXTEND_USEC}")
             before = now + len(self._done)
             await asyncio.sleep(TICK_SECONDS)
+
+    async def close(self) -> None:
+        """The agent ends, and the host does not: nothing more is begun. What has been done is in the file."""
+        tasks = [task for task in (self._task, self._staying) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     # --- staying up, and coming up ---
 
@@ -258,9 +288,12 @@ class HostDown:
     async def _wake(self) -> None:
         """Start them again; each is forgotten when that was done, so that whoever stops this here loses none."""
         waiting = []
+        elsewhere = {entry.record.get("container_id") for entry in await self._host.journal.unfinished()}
         for container_id, about in list(self._done.items()):
+            if container_id in elsewhere:
+                continue  # a move has it, and decides where it runs
             container = await self._host.docker.find(container_id)
-            again = about["what"] == HIBERNATE or about["policy"] in RESTARTS
+            again = about["what"] == HIBERNATE or hibernate.sleeps(container_id) or about["policy"] in RESTARTS
             if container is not None and container.running:
                 await self._give_policy_back(container)
             elif container is not None and again:
@@ -269,7 +302,10 @@ class HostDown:
         await self._forget(*(each for each in self._done if each not in left))
         watched = order.to_be_healthy(waiting)
         for round_ in order.rounds(waiting):
-            await asyncio.gather(*(self._start(one, healthy=one.service in watched) for one in round_))
+            starts = [self._start(one, healthy=one.service in watched) for one in round_]
+            for failure in await asyncio.gather(*starts, return_exceptions=True):
+                if isinstance(failure, BaseException):
+                    raise failure
 
     async def _give_policy_back(self, container: Container) -> None:
         """To one that has run all the time; who was started again gets its own by that (kept.py)."""
@@ -291,6 +327,8 @@ class HostDown:
         try:
             await self._host.docker.start(one.id)
         except AgentError as error:
+            if unavailable(error) is not None:
+                raise  # dockerd is away, and it is tried again
             await self._forget(one.id)
             log.warning("%s can't be started again: %s", one.name, error.message)
             await self._say("boot-start-failed", container=one.name, why=error.message)

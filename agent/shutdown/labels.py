@@ -4,6 +4,7 @@
     transship.targets=host-b,host-c only these hosts, the first that can take it
     transship.priority=10           before those of a lower one; 0 is the default, negative numbers come last
     transship.return=no             once evacuated it stays there; `transship return` leaves it alone
+    transship.return=auto           once evacuated it returns by itself as soon as its host takes containers again
 
 A label that is not understood is as if it were not there, and is said so in what is told of the container.
 """
@@ -22,6 +23,7 @@ PRIORITY = "transship.priority"
 RETURN = "transship.return"
 
 _HOST: TypeAdapter[str] = TypeAdapter(HostName)
+AUTO = "auto"
 _YES, _NO = ("yes", "true", "1"), ("no", "false", "0", "never")
 
 
@@ -34,17 +36,20 @@ class Wishes:
     """Hosts, the dearest first; none: any."""
     priority: int = 0
     returns: bool = True
+    returns_by_itself: bool = False
     notes: tuple[str, ...] = ()
     """What was not understood, each a sentence."""
 
 
 def read(labels: Mapping[str, str]) -> Wishes:
     notes: list[str] = []
+    by_itself = labels.get(RETURN, "").strip().lower() == AUTO
     return Wishes(
         goes=_switch(labels, EVACUATE, notes),
         targets=_targets(labels, notes),
         priority=_priority(labels, notes),
-        returns=_switch(labels, RETURN, notes),
+        returns=by_itself or _switch(labels, RETURN, notes),
+        returns_by_itself=by_itself,
         notes=tuple(notes),
     )
 

@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from agent.base.errors import AgentError, ContainerGone, StepFailed
+from agent.base.errors import AgentError, Cancelled, ContainerGone, StepFailed
 from agent.base.tasks import until_it_works
 from agent.checkpoint import freezer, proc
 from agent.doors.docker_events import DockerEvent
@@ -39,6 +39,8 @@ log = logging.getLogger("agent.hibernate")
 
 STOP, HOST_DOWN = "stop", "host-shutdown"
 LOOK_SECONDS = 0.2
+LEARN_SECONDS = 5.0
+TAKE_BACK_SECONDS = 20.0
 FALLBACK_SECONDS = 10.0
 """Docker's own stop timeout."""
 Publish = Callable[[Event], Awaitable[None]]
@@ -188,7 +190,31 @@ class Sleepers:
         stop = self.known[event.id][1].stop_signal
         return stop != 0 and number(event.attributes.get("signal", "")) == stop
 
+    async def learned(self) -> None:
+        """Wait until what was heard so far is known, for a little while: an agent may just have been started."""
+        if self._learning:
+            await asyncio.wait(set(self._learning), timeout=LEARN_SECONDS)
+
     # --- the work ---
+
+    def is_busy(self, container_id: str) -> bool:
+        """Whether a move or checkpoint has it."""
+        return container_id not in self._work and bool(self._sources.moves.runs_of(container_id))
+
+    async def until_free(self, container_id: str, seconds: float) -> bool:
+        """Whether nothing has it any more: what does gets so much time, and then a move is taken back if it may be."""
+        if not self.is_busy(container_id):
+            return True
+        moves = self._sources.moves
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await moves.until_free(container_id)
+        if self.is_busy(container_id) and not moves.is_decided(container_id):
+            self._sources.call_back(container_id, lambda name: Cancelled(f"{name} has to stay: its host goes down"))
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(TAKE_BACK_SECONDS):
+                    await moves.until_free(container_id)
+        return not self.is_busy(container_id)
 
     def begin(self, container_id: str, reason: str) -> asyncio.Task[bool]:
         """Put it to sleep, unless that is under way; whether it sleeps then."""
@@ -218,7 +244,8 @@ class Sleepers:
             return True
         log.warning("%s can't be hibernated: %s", container.name, failure.message)
         await self._say("hibernate-failed", container, reason=reason, code=failure.code, why=failure.message)
-        if reason == STOP:
+        # what is decided to run elsewhere has ended here but for its memory, which may still be needed there
+        if reason == STOP and not self._sources.moves.is_decided(container.id):
             await self.stop_otherwise(container, wish)
         return False
 

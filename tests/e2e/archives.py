@@ -99,6 +99,12 @@ def copy(here: Host | Node, there: Host | Node, path: str) -> None:
         there.run(["sh", "-c", f"cat > {path}"], stdin=file)
 
 
+def give_compose(host: Host) -> None:
+    with roots.compose_plugin().open("rb") as program:
+        plugin = "/usr/local/lib/docker/cli-plugins/docker-compose"
+        host.run(["install", "-D", "--mode=755", "/dev/stdin", plugin], stdin=program)
+
+
 def give_tools(host: Host) -> None:
     """Put checkpointctl, docker-registry and skopeo on a host that has them not."""
     names = ("checkpointctl", "docker-registry", "skopeo")

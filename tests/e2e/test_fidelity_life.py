@@ -4,11 +4,11 @@ import asyncio
 import json
 from typing import Any
 
-from lab import roots
 from lab.cluster import Cluster
 from lab.host import Host
 from protocol.commands import ReplyKind
 from protocol.errors import ErrorCode
+from tests.e2e.archives import give_compose
 from tests.e2e.fidelity import idle, inspect, move, move_all, remove, stays
 from tests.e2e.support import clean, until
 
@@ -117,9 +117,7 @@ async def test_compose_goes_on_managing_it(pair: Cluster) -> None:
     """With the project file on the target: `ps`, `logs`, `restart`, and `up` finds nothing to do."""
     here, there = pair["a26"], pair["b28"]
     for host in (here, there):
-        with roots.compose_plugin().open("rb") as program:
-            plugin = "/usr/local/lib/docker/cli-plugins/docker-compose"
-            host.run(["install", "-D", "--mode=755", "/dev/stdin", plugin], stdin=program)
+        give_compose(host)
         host.node.write("/srv/shop.yaml", PROJECT)
         host.ensure_image("busybox")
     try:

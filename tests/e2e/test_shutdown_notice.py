@@ -4,66 +4,103 @@ A real shutdown, by systemd, is that of tests/vm/test_shutdown.py; what is done 
 """
 
 import asyncio
+import json
 
 from lab.cluster import Cluster
 from lab.host import Host
-from lab.workloads import run_counter
-from tests.e2e.archives import last_logged, policy, remove, run, state
+from lab.workloads import COUNTER, run_counter
+from tests.e2e.archives import give_compose, last_logged, policy, remove, run, state
 from tests.e2e.support import counts_on, until
 from tests.e2e.test_hibernate import HIBERNATES, events, newest
 
 NAMES = ("hi-first", "hi-second", "hi-ignored")
 BY_DOCKER = ("--runtime", "transship", "--label", "transship.on-shutdown=hibernate", "--restart", "unless-stopped")
+EVACUATES = ("--runtime", "transship", "--label", "transship.on-shutdown=evacuate", "--label", "transship.targets=c26")
+FILE = "/srv/hibernates.json"
 
 
-def run_three(here: Host) -> None:
-    """One whose stop signal hibernates it, one with the usual one, and one that wishes nothing."""
+def service(name: str, **more: object) -> dict[str, object]:
+    program = COUNTER.format(mib=4, pause=0.02)
+    return {
+        "image": "py",
+        "command": ["python3", "-c", program],
+        "container_name": name,
+        "runtime": "transship",
+        "stop_signal": "SIGURG",
+        "stop_grace_period": "1m",
+        "labels": {"transship.on-shutdown": "hibernate"},
+        **more,
+    }
+
+
+def compose(here: Host, *words: str) -> None:
+    here.docker("compose", f"--file={FILE}", "--progress=quiet", *words)
+
+
+def compose_up(here: Host) -> None:
+    """Two services, one after the other that it depends on."""
+    give_compose(here)
+    here.ensure_image("py")
+    first = service("hi-first", depends_on=["second"], restart="always")
+    second = service("hi-second", restart="unless-stopped")
+    here.node.write(FILE, json.dumps({"name": "shop", "services": {"first": first, "second": second}}))
     remove(here, *NAMES)
-    compose = ("com.docker.compose.project=shop", "com.docker.compose.service")
-    labels = [("--label", compose[0], "--label", f"{compose[1]}={name}") for name in ("first", "second")]
-    first = ("--label", "com.docker.compose.depends_on=second:service_started:false", "--restart", "always")
-    run_counter(here, "hi-first", *HIBERNATES, *labels[0], *first)
-    run_counter(here, "hi-second", *BY_DOCKER, *labels[1])
-    run_counter(here, "hi-ignored", "--restart", "always")
+    compose(here, "up", "--detach")
 
 
-async def test_what_was_hibernated_for_a_notice_is_started_again_when_that_is_called_off(keeps: Cluster) -> None:
-    """dockerd, which would start them at its own start, does not: their policy is theirs again only afterwards."""
+async def test_compose_hibernates_what_it_stops_and_wakes_what_it_starts(keeps: Cluster) -> None:
     here = keeps["b28"]
-    run_three(here)
+    compose_up(here)
     try:
-        for name in NAMES:
+        for name in NAMES[:2]:
             await counts_on(here, name)
-        async with events(keeps, "b28") as heard:
-            run(keeps, "b28", "transship shutdown-notice --in 90s")
-            await until(lambda: any(one.kind == "host-shutdown-ready" for one in heard), "it is ready")
-            [plan] = [one.detail["plan"] for one in heard if one.kind == "host-shutdown-planned"]
-            assert "hi-first: hibernate" in plan
-            assert "hi-second: hibernate" in plan
-            assert "ignored" not in plan
-            [result] = [one.detail["result"] for one in heard if one.kind == "host-shutdown-ready"]
-            assert sorted(result.split("; ")) == ["hi-first: hibernated", "hi-second: hibernated"]
-            last = {name: last_logged(here, name) for name in NAMES[:2]}
-            here.restart_dockerd()
-            await keeps.until_ready()
-            assert [(state(here, name), policy(here, name)) for name in NAMES[:2]] == [("exited", "no")] * 2
-            run(keeps, "b28", "transship shutdown-notice --called-off")
-            for name in NAMES[:2]:
-                await until(lambda name=name: state(here, name) == "running", f"{name} runs")
-                await until(lambda name=name: last_logged(here, name) > last[name], f"{name} counts on")
-                assert (await counts_on(here, name)).missing == 0
-            started = [one.container for one in heard if one.kind == "start" and one.container in NAMES[:2]]
-            assert started == ["hi-second", "hi-first"], "one after the other that it depends on"
-            await until(lambda: policy(here, "hi-first") == "always", "it has its own policy again")
-            await until(lambda: policy(here, "hi-second") == "unless-stopped", "it has its own policy again")
+        compose(here, "stop")
+        last = {name: last_logged(here, name) for name in NAMES[:2]}
+        compose(here, "start")
+        for name in NAMES[:2]:
+            await until(lambda name=name: last_logged(here, name) > last[name], f"{name} counts on")
+            assert (await counts_on(here, name)).missing == 0
+        await it_is_told_of_a_shutdown(keeps, here)
     finally:
+        compose(here, "down", "--timeout=0")
         remove(here, *NAMES)
+
+
+async def it_is_told_of_a_shutdown(keeps: Cluster, here: Host) -> None:
+    """dockerd, which would start them at its own start, does not: their policy is theirs again only when that is called
+    off, and they were started in Compose's order.
+    """
+    run_counter(here, "hi-ignored", "--restart", "always")
+    async with events(keeps, "b28") as heard:
+        run(keeps, "b28", "transship shutdown-notice --in 90s")
+        await until(lambda: any(one.kind == "host-shutdown-ready" for one in heard), "it is ready")
+        [plan] = [one.detail["plan"] for one in heard if one.kind == "host-shutdown-planned"]
+        assert "hi-first: hibernate" in plan
+        assert "hi-second: hibernate" in plan
+        assert "ignored" not in plan
+        [result] = [one.detail["result"] for one in heard if one.kind == "host-shutdown-ready"]
+        assert sorted(result.split("; ")) == ["hi-first: hibernated", "hi-second: hibernated"]
+        last = {name: last_logged(here, name) for name in NAMES[:2]}
+        here.restart_dockerd()
+        await keeps.until_ready()
+        assert [(state(here, name), policy(here, name)) for name in NAMES[:2]] == [("exited", "no")] * 2
+        run(keeps, "b28", "transship shutdown-notice --called-off")
+        for name in NAMES[:2]:
+            await until(lambda name=name: state(here, name) == "running", f"{name} runs")
+            await until(lambda name=name: last_logged(here, name) > last[name], f"{name} counts on")
+            assert (await counts_on(here, name)).missing == 0
+        started = [one.container for one in heard if one.kind == "start" and one.container in NAMES[:2]]
+        assert started == ["hi-second", "hi-first"], "one after the other that it depends on"
+        await until(lambda: policy(here, "hi-first") == "always", "it has its own policy again")
+        await until(lambda: policy(here, "hi-second") == "unless-stopped", "it has its own policy again")
 
 
 async def test_without_the_time_for_it_a_container_is_stopped_as_it_would_be_without_a_label(keeps: Cluster) -> None:
     """One with a harmless stop signal gets another one: else the host would wait for its whole stop timeout."""
     here = keeps["b28"]
-    run_three(here)
+    remove(here, *NAMES)
+    run_counter(here, "hi-first", *HIBERNATES, "--restart", "always")
+    run_counter(here, "hi-second", *BY_DOCKER)
     try:
         await counts_on(here, "hi-first")
         async with events(keeps, "b28") as heard:
@@ -79,27 +116,41 @@ async def test_without_the_time_for_it_a_container_is_stopped_as_it_would_be_wit
         remove(here, *NAMES)
 
 
-async def test_one_that_wishes_it_is_moved_away_and_the_host_takes_none_until_that_is_called_off(
-    keeps: Cluster,
-) -> None:
-    here, name = keeps["a26"], "hi-away"
-    for host in keeps.lab.hosts.values():
-        remove(host, name)
-    run_counter(here, name, "--label", "transship.on-shutdown=evacuate", "--label", "transship.targets=c26")
+async def test_where_the_time_is_too_short_for_all_each_gets_what_there_is_time_for(keeps: Cluster) -> None:
+    """One is moved away, one that should be is hibernated, one that should be that is stopped. The host takes none
+    until that is called off; then all are where they were, and who was moved away comes home by itself, by its label.
+    """
+    here, there, names = keeps["a26"], keeps["c26"], ("hi-away", "hi-asleep", "hi-ended")
+    for host in (here, there):
+        remove(host, *names)
+    by_itself = ("--label", "transship.return=auto", "--label", "transship.priority=2")
+    run_counter(here, "hi-away", *EVACUATES, *by_itself, mib=4)
+    run_counter(here, "hi-asleep", *EVACUATES, "--label", "transship.priority=1", mib=160)
+    run_counter(here, "hi-ended", *HIBERNATES, "--restart", "always", mib=800)
     try:
-        await counts_on(here, name)
+        for name in names:
+            await counts_on(here, name)
         async with events(keeps, "a26") as heard:
-            await asyncio.to_thread(run, keeps, "a26", "transship shutdown-notice --in 90s")
+            await asyncio.to_thread(run, keeps, "a26", "transship shutdown-notice --in 16s")
             await until(lambda: any(one.kind == "host-shutdown-ready" for one in heard), "it is ready", 90)
+            [plan] = [one.detail["plan"] for one in heard if one.kind == "host-shutdown-planned"]
             [result] = [one.detail["result"] for one in heard if one.kind == "host-shutdown-ready"]
-        assert result == f"{name}: evacuated"
-        await counts_on(keeps["c26"], name)
-        assert state(here, name) == ""
+        planned = ["hi-away: evacuate", "hi-asleep: hibernate (no time to evacuate)"]
+        assert [step.rpartition(" by ")[0] for step in plan.split("; ")] == [
+            *planned,
+            "hi-ended: stop (no time to hibernate)",
+        ]
+        assert sorted(result.split("; ")) == ["hi-asleep: hibernated", "hi-away: evacuated", "hi-ended: stopped"]
+        await counts_on(there, "hi-away")
+        assert state(here, "hi-away") == ""
         assert "cordoned" in run(keeps, "a26", "transship hosts --json").stdout
+        last = last_logged(here, "hi-ended")
         run(keeps, "a26", "transship shutdown-notice --called-off")
-        gone = "! test -e /var/lib/transship/cordoned.json"
-        await until(lambda: here.run(["sh", "-c", gone], check=False).returncode == 0, "it takes containers again")
-        assert (await counts_on(keeps["c26"], name)).missing == 0
+        await until(lambda: (state(here, "hi-away"), state(there, "hi-away")) == ("running", ""), "it is at home", 60)
+        assert (await counts_on(here, "hi-away")).missing == 0
+        assert (await counts_on(here, "hi-asleep")).missing == 0
+        await until(lambda: 0 < newest(here, "hi-ended") < last, "it is started, anew")
+        assert here.run(["test", "-e", "/var/lib/transship/cordoned.json"], check=False).returncode
     finally:
-        for host in keeps.lab.hosts.values():
-            remove(host, name)
+        for host in (here, there):
+            remove(host, *names)

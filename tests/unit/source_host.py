@@ -75,7 +75,7 @@ class World:
 
     async def all_ended(self) -> None:
         async with asyncio.timeout(moves.WATCHDOG_SECONDS):
-            await asyncio.gather(*(move.task for move in self.sources._moves.values() if move.task))
+            await asyncio.gather(*(move.task for move in self.sources.moves.values() if move.task))
         assert self.sources.open() == []
 
     async def interrupted(self, phase: Phase) -> None:

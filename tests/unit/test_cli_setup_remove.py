@@ -37,6 +37,19 @@ def test_remove_brings_back_what_was_there(places: Places, dockerd: FakeDockerd,
     assert list((places.root / "etc").rglob("*transship*")) == []
 
 
+def test_remove_leaves_nothing_in_run_but_what_containers_run_from(places: Places, dockerd: FakeDockerd) -> None:
+    setup.install(Out(), places)
+    run = places.root / "run/transship"
+    (run / "handover").mkdir(parents=True)
+    (run / "init").mkdir()
+    (run / "init/docker-init").write_text("a program")
+    setup.remove(Out(), places, purge=True)
+    assert [path.name for path in sorted(run.rglob("*"))] == ["init", "docker-init"]
+    (run / "init/docker-init").unlink()
+    setup.remove(Out(), places, purge=True)
+    assert not run.exists()
+
+
 def test_remove_keeps_what_was_changed_meanwhile(places: Places, dockerd: FakeDockerd) -> None:
     places.daemon_json.write_text('{"debug": true}')
     setup.install(Out(), places)

@@ -90,6 +90,7 @@ async def test_a_shutdown_leaves_a_persons_cordon_as_it_is(tmp_path: Path) -> No
     subject = evacuations(tmp_path, Told())
     subject.put_cordon("its memory is being changed")
     away = MovesAway(subject, 1)
+    away.begins()
     assert await away(frozenset(), 5.0) == {}
     found = subject.cordon()
     assert found is not None
@@ -103,13 +104,37 @@ async def test_the_cordon_of_a_shutdown_goes_when_it_is_called_off_also_after_a_
     tmp_path: Path,
 ) -> None:
     first = evacuations(tmp_path, Told())
-    await MovesAway(first, 1)(frozenset(), 5.0)
+    MovesAway(first, 1).begins()
     assert first.cordon() is not None
     second = evacuations(tmp_path, Told())
-    away = MovesAway(second, 1)
-    await away(frozenset(), 5.0)
-    away.stays()
+    MovesAway(second, 1).stays()
     assert second.cordon() is None
+
+
+@pytest.mark.usefixtures("nobody")
+async def test_a_shutdown_in_the_middle_of_an_evacuation_lets_that_end_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it moves is moved by nobody else; one that does not end is cut short."""
+    looked, alive = asyncio.Event(), survey.alive
+
+    async def slow(host: Host, only: Any = None) -> list[str]:
+        if only is None:
+            looked.set()
+            await asyncio.sleep(0.05)
+        return await alive(host, only)
+
+    monkeypatch.setattr(survey, "alive", slow)
+    subject, ends = evacuations(tmp_path, Told()), []
+
+    async def heard(command: str, status: EvacuationStatus) -> None:
+        ends.append(status.state)
+
+    await subject.begin(await subject.order(Evacuate(id=new_command_id())), "theirs", heard)
+    await looked.wait()
+    left = await MovesAway(subject, 1)(frozenset({"one"}), 20.0)
+    assert set(left) == {"one"}, "what was not looked at has not gone"
+    assert ends == [EvacuationState.DONE], "first theirs, then ours"
 
 
 def test_a_text_is_put_in_place_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,9 @@
 """A host that goes down, between a pretended Docker and pretended sleepers: what is done, noted, and taken up."""
 
 import asyncio
+import contextlib
 import json
+import os
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -12,9 +14,15 @@ from typing import Any
 import pytest
 
 from agent.base import durable
+from agent.base.errors import DockerFailed
+from agent.doors import systemd
 from agent.doors.docker_events import DockerEvent
 from agent.doors.docker_model import Container
 from agent.migration import kept
+from agent.migration.journal import Entry
+from agent.migration.machine import Role
+from agent.migration.run import Run
+from agent.runtime import asleep
 from agent.shutdown import hibernate, host_down, wishes
 from agent.shutdown.host_down import HostDown
 from agent.shutdown.host_plan import Going
@@ -61,7 +69,17 @@ class FakeSleepers:
         self._docker = docker
         self.known: dict[str, tuple[Container, Wishes]] = {}
         self.fails: set[str] = set()
+        self.busy: dict[str, bool] = {}
+        """Those that a move has, and whether it lets go of them in time."""
         self.said: list[Event] = []
+
+    async def learned(self) -> None: ...
+
+    def is_busy(self, container_id: str) -> bool:
+        return container_id in self.busy
+
+    async def until_free(self, container_id: str, seconds: float) -> bool:
+        return self.busy.get(container_id, True)
 
     def begin(self, container_id: str, reason: str) -> "asyncio.Task[bool]":
         async def sleep() -> bool:
@@ -89,6 +107,8 @@ class Room:
         self.sleepers = FakeSleepers(self.docker)
         self.sizes: dict[str, int] = {}
         self.evacuate: Any = None
+        self.open: list[Entry] = []
+        """Migrations."""
 
     def add(self, name: str, wish: str = "hibernate", size: int = MB, *, harmless: bool = True, **labels: str) -> str:
         recorded = container("docker28", NAMES[0])
@@ -102,7 +122,8 @@ class Room:
 
     def agent(self) -> HostDown:
         """A new one, as after a restart."""
-        host: Any = SimpleNamespace(name="node-a", docker=self.docker, settings=SimpleNamespace(state_dir=self.state))
+        settings = SimpleNamespace(state_dir=self.state)
+        host: Any = SimpleNamespace(name="node-a", docker=self.docker, settings=settings, journal=self)
         down = HostDown(host, self.sleepers, self.evacuate)  # type: ignore[arg-type]
 
         async def going() -> list[Going]:
@@ -115,6 +136,9 @@ class Room:
 
         down._going = going  # type: ignore[method-assign]
         return down
+
+    async def unfinished(self) -> list[Entry]:
+        return self.open
 
     def result(self) -> str:
         return next(one.detail["result"] for one in self.sleepers.said if one.kind == "host-shutdown-ready")
@@ -167,6 +191,8 @@ async def test_what_could_not_be_moved_away_sleeps_here(room: Room) -> None:
     room.add("goes", "evacuate")
 
     class Evacuates:
+        def begins(self) -> None: ...
+
         async def __call__(self, containers: frozenset[str], seconds: float) -> Mapping[str, str]:
             assert len(containers) == 2
             return {stays: "no host has room"}
@@ -336,12 +362,155 @@ async def test_a_move_leaves_the_time_to_hibernate(room: Room) -> None:
     room.add("one", "evacuate", 1000 * MB)
     given: list[float] = []
 
-    async def late(containers: frozenset[str], seconds: float) -> Mapping[str, str]:
-        given.append(seconds)
-        return dict.fromkeys(containers, "no host takes it")
+    class Late:
+        def begins(self) -> None: ...
 
-    room.evacuate = late
+        async def __call__(self, containers: frozenset[str], seconds: float) -> Mapping[str, str]:
+            given.append(seconds)
+            return dict.fromkeys(containers, "no host takes it")
+
+    room.evacuate = Late()
     await room.agent().begin(60, "a test")
     [seconds] = given
     assert 30 <= seconds <= 60 - 1000 * MB / host_down.DISK
     assert "one: hibernated" in room.result()
+
+
+async def test_it_takes_no_containers_from_the_first_moment_on_also_where_none_is_to_be_moved(room: Room) -> None:
+    room.add("one")
+
+    class Evacuates:
+        def begins(self) -> None:
+            room.docker.did.append(("cordon", ""))
+
+    room.evacuate = Evacuates()
+    await room.agent().begin(60, "a test")
+    assert room.docker.did[0] == ("cordon", "")
+
+
+async def test_one_that_a_move_does_not_let_go_of_is_left_to_that_and_keeps_nobody_waiting(room: Room) -> None:
+    """Nothing is written down of it: at boot, too, the move alone decides where it runs."""
+    for name, size in (("ends", 1), ("moves", 2), ("stays", 3)):
+        room.add(name, size=size * MB)
+    room.sleepers.busy = {"moves" * 8: False, "ends" * 8: True}
+    await room.agent().begin(60, "a test")
+    assert [name for what, name in room.docker.did if what == "sleep"] == ["stays", "ends"]
+    assert "moves: left to the move" in room.result()
+    assert set(room.written()) == {"stays", "ends"}
+
+
+async def test_what_a_move_has_is_not_started_at_boot(room: Room, rebooted: Callable[[], None]) -> None:
+    one = room.add("one")
+    await room.agent().begin(60, "a test")
+    room.open = [Run.entry("m-1", Role.SOURCE, "one", "node-b", {"container_id": one})]
+    rebooted()
+    await room.agent().boot()
+    assert ("start", "one") not in room.docker.did
+    assert not (room.state / host_down.FILE).exists()
+
+
+async def test_a_dockerd_that_is_away_in_the_middle_of_the_boot_costs_nobody_his_start(
+    room: Room, rebooted: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("one", "two"):
+        room.add(name, service=name)
+    await room.agent().begin(60, "a test")
+    rebooted()
+    start, refused = room.docker.start, [1]
+
+    async def away(ref: str) -> None:
+        if refused:
+            refused.pop()
+            raise DockerFailed("dockerd does not answer")
+        await start(ref)
+
+    async def at_once(_: float, sleep: Any = asyncio.sleep) -> None:
+        await sleep(0)
+
+    monkeypatch.setattr(room.docker, "start", away)
+    monkeypatch.setattr("agent.base.tasks.asyncio.sleep", at_once)
+    await room.agent().boot()
+    assert sorted(name for what, name in room.docker.did if what == "start") == ["one", "two"]
+    assert "boot-start-failed" not in [one.kind for one in room.sleepers.said]
+
+
+async def test_one_that_was_stopped_but_sleeps_all_the_same_is_woken_at_boot(
+    room: Room, rebooted: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its time was over, and its images were complete nevertheless."""
+    room.add("one")
+    monkeypatch.setattr(hibernate, "ROOT", room.state)
+    room.sleepers.fails.add("one")
+    room.docker.containers = {
+        each: replace(one, restart_policy={"Name": "no"}) for each, one in room.docker.containers.items()
+    }
+    room.sleepers.known = {
+        each: (replace(one, restart_policy={"Name": "no"}), wish) for each, (one, wish) in room.sleepers.known.items()
+    }
+    await room.agent().begin(60, "a test")
+    assert room.written() == {"one": "stop"}
+    (room.state / ("one" * 8)).mkdir()
+    (room.state / ("one" * 8) / asleep.RECORD).touch()
+    rebooted()
+    await room.agent().boot()
+    assert room.docker.did[-1] == ("start", "one")
+
+
+async def test_an_agent_that_is_stopped_in_the_middle_of_a_notice_begins_nothing_more(room: Room) -> None:
+    for name in ("one", "two"):
+        room.add(name)
+    begun, goes_on = asyncio.Event(), asyncio.Event()
+
+    def begin(container_id: str, reason: str) -> "asyncio.Task[bool]":
+        async def sleep() -> bool:
+            room.docker.did.append(("sleep", room.docker.containers[container_id].name))
+            begun.set()
+            return await goes_on.wait()
+
+        return asyncio.create_task(sleep())
+
+    room.sleepers.begin = begin  # type: ignore[method-assign]
+    agent = room.agent()
+    agent.begin(60, "a notice")
+    await begun.wait()
+    await agent.close()
+    goes_on.set()
+    assert [what for what, _ in room.docker.did].count("sleep") == 1
+    assert len(room.written()) == 1
+
+
+def test_images_that_get_their_name_while_they_are_measured_stop_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(asleep, "ROOT", str(tmp_path))
+    for name in ("one", "two"):
+        (tmp_path / name / "images").mkdir(parents=True)
+        (tmp_path / name / "images" / "pages-1.img").write_bytes(b"x" * 10)
+    assert host_down._bytes_asleep() == 20
+    scandir = os.scandir
+
+    def gone(path: str) -> Any:
+        if "one" in str(path) and str(path).endswith("images"):
+            raise FileNotFoundError(path)
+        return scandir(path)
+
+    monkeypatch.setattr(host_down.os, "scandir", gone)
+    assert host_down._bytes_asleep() == 10
+
+
+async def test_systemd_is_asked_for_time_as_long_as_it_gets_on(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    slept: list[int] = []
+    monkeypatch.setattr(systemd, "notify", lambda *lines: asked.extend(lines))
+    monkeypatch.setattr(host_down, "_bytes_asleep", lambda: min(len(slept), 3))
+    agent = room.agent()
+
+    async def tick(_: float) -> None:
+        slept.append(1)
+        if len(slept) == 10:
+            raise asyncio.CancelledError
+
+    monkeypatch.setattr("agent.shutdown.host_down.asyncio.sleep", tick)
+    with contextlib.suppress(asyncio.CancelledError):
+        await agent._ask_for_time()
+    assert asked == [f"EXTEND_TIMEOUT_USEC={host_down.EXTEND_USEC}"] * 4, "not once more when nothing moves"

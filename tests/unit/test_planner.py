@@ -344,6 +344,8 @@ def test_labels_are_read_and_what_is_not_understood_is_said() -> None:
     plain = labels.read({"transship.priority": "-3", "transship.evacuate": "No", "transship.return": "no"})
     assert (plain.priority, plain.goes, plain.returns, plain.notes) == (-3, False, False, ())
     assert labels.read({}) == labels.Wishes()
+    by_itself = labels.read({"transship.return": " Auto "})
+    assert (by_itself.returns, by_itself.returns_by_itself, by_itself.notes) == (True, True, ())
 
 
 @given(

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,18 +12,19 @@ from typing import Any
 import pytest
 
 from agent.base.config import Shutdown
-from agent.base.errors import DumpFailed, Refused
+from agent.base.errors import AgentError, DumpFailed, Refused
 from agent.base.tasks import until_it_works
 from agent.checkpoint import freezer
 from agent.doors.docker_events import DockerEvent
 from agent.doors.docker_model import Container
+from agent.migration.moving import Move, Moves
 from agent.runtime import asleep
 from agent.shutdown import hibernate, sleepers
 from agent.shutdown.hibernate import Slept
 from agent.shutdown.sleepers import Sleepers
 from agent.shutdown.wishes import Wishes
 from protocol.errors import ErrorCode
-from protocol.status import Event
+from protocol.status import Event, Phase
 from tests.unit.recorded import NAMES, container
 
 ID = "a" * 64
@@ -41,6 +43,8 @@ class Room:
         host: Any = SimpleNamespace(
             name="node-a", docker=self, journal=None, settings=SimpleNamespace(shutdown=Shutdown(), state_dir=state)
         )
+        self.moves = Moves()
+        self.called_back: list[str] = []
         self.sleepers = Sleepers(host, self, self.publish)  # type: ignore[arg-type]
         monkeypatch.setattr(sleepers, "ROOT", state)
         monkeypatch.setattr(hibernate, "put_to_sleep", self.put_to_sleep)
@@ -59,6 +63,14 @@ class Room:
             raise Refused(ErrorCode.BUSY, "it is part of a move")
 
     def unclaim(self, container_id: str) -> None: ...
+
+    def moves_it(self, phase: Phase) -> None:
+        run = SimpleNamespace(id="m-1", phase=phase, deciding=False, container="one")
+        self.moves["m-1"] = Move(run, ID)  # type: ignore[arg-type]
+
+    def call_back(self, container_id: str, why: Callable[[str], AgentError]) -> None:
+        self.called_back.append(why("one").message)
+        self.moves.forget("m-1")
 
     async def put_to_sleep(self, host: Any, found: Container, wish: Wishes, reason: str) -> Slept:
         self.slept.append(reason)
@@ -143,6 +155,38 @@ async def test_one_that_is_being_moved_is_not_put_to_sleep(room: Room) -> None:
     await room.happens("kill", signal="23")
     assert room.slept == []
     assert room.said[0].detail["code"] == "busy"
+    assert room.stopped == ["one"]
+
+
+async def test_what_is_decided_to_run_elsewhere_is_not_killed_here_by_a_stop(room: Room) -> None:
+    """Its memory may not have got there yet."""
+    room.busy = True
+    room.moves_it(Phase.RUNNING)
+    await room.happens("start")
+    await room.happens("kill", signal="23")
+    assert room.stopped == []
+
+
+async def test_a_move_that_goes_on_when_the_host_goes_down_may_end_first(room: Room) -> None:
+    room.moves_it(Phase.COPYING)
+    assert room.sleepers.is_busy(ID)
+    waiting = asyncio.create_task(room.sleepers.until_free(ID, 60))
+    await asyncio.sleep(0)
+    room.moves.forget("m-1")
+    assert await waiting
+    assert room.called_back == []
+
+
+async def test_one_that_takes_too_long_is_taken_back_unless_it_is_decided(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sleepers, "TAKE_BACK_SECONDS", 0.01)
+    room.moves_it(Phase.COPYING)
+    assert await room.sleepers.until_free(ID, 0.01)
+    assert room.called_back == ["one has to stay: its host goes down"]
+    room.moves_it(Phase.COMMITTED)
+    assert not await room.sleepers.until_free(ID, 0.01)
+    assert len(room.called_back) == 1
 
 
 async def test_what_the_runtime_has_done_is_told_once(room: Room, tmp_path: Path) -> None:

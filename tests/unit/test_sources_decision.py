@@ -126,7 +126,7 @@ async def test_a_target_that_confirms_just_now_is_not_resolved(world: World) -> 
         run = await world.start()
         await confirmed.wait()
         resolving = asyncio.create_task(world.sources.resolve(run.id, DecisionKind.ABORT))
-        await asyncio.wait({next(iter(world.sources._moves.values())).task or resolving}, timeout=0)
+        await asyncio.wait({next(iter(world.sources.moves.values())).task or resolving}, timeout=0)
     with pytest.raises(Refused, match="has just confirmed"):
         await resolving
     assert world.journal.phases[-1] == DONE
