@@ -68,6 +68,11 @@ class Places:
         }
 
     @property
+    def units_are_ours(self) -> bool:
+        """Whether they are written here: not where a Debian package has brought them, unless older ones hide those."""
+        return self.has_systemd and (self.unit.exists() or not (self.root / "usr/lib/systemd/system" / UNIT).exists())
+
+    @property
     def has_systemd(self) -> bool:
         return any((self.root / program).exists() for program in SYSTEMD_PROGRAMS)
 
@@ -112,7 +117,7 @@ def install(out: Out, places: Places) -> int:
     _register(log, places, before, dockerd)
     if not places.settings.exists():
         _put(log, places.settings, shipped(EXAMPLE), 0o600)
-    if places.has_systemd:
+    if places.units_are_ours:
         if _put(log, places.unit, unit(), 0o644):
             _daemon_reload(log, places)
         written = [name for name, file in places.beside_unit.items() if _put(log, file, shipped(name), 0o644)]

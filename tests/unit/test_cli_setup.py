@@ -126,6 +126,23 @@ def test_service_is_installed_where_systemd_is(places: Places, dockerd: FakeDock
     assert not places.unit.exists()
 
 
+def test_units_of_a_debian_package_are_not_written_again_but_older_ones_that_hide_them_are(
+    places: Places, dockerd: FakeDockerd, tmp_path: Path
+) -> None:
+    for name in ("lib/systemd/systemd", "usr/lib/systemd/system/transship-agent.service"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    setup.install(Out(), places)
+    assert not places.unit.exists()
+    assert not any(file.exists() for file in places.beside_unit.values())
+    places.unit.parent.mkdir(parents=True)
+    places.unit.write_text("ExecStart=/opt/older/bin/transship agent\n")
+    setup.install(Out(), places)
+    assert "/opt/older" not in places.unit.read_text()
+    setup.remove(Out(), places, purge=False)
+    assert not places.unit.exists()
+
+
 def test_logind_is_told_to_wait_and_that_is_taken_back(places: Places, dockerd: FakeDockerd, tmp_path: Path) -> None:
     (tmp_path / "lib/systemd").mkdir(parents=True)
     (tmp_path / "lib/systemd/systemd").touch()
