@@ -384,7 +384,7 @@ def doubt(run: Run, role: str) -> str:
         return "not all of it could be taken back yet; it is tried again and again (the agent's log says why it fails)"
     if role == "target" and run.phase is Phase.STRANDED:
         return (
-            f"decided, and the copy here was gone before it ran; {run.peer} has its own frozen still "
+            f"decided, and {run.how_gone}; {run.peer} has its own frozen still "
             "(abort there: it runs on there; abort here: what is left of the copy here is removed)"
         )
     if role == "target" and run.phase is Phase.PREPARED:

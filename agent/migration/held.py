@@ -8,10 +8,11 @@ import time
 from collections.abc import Coroutine
 from typing import Any
 
-from agent.base.errors import ContainerGone, RestoreFailed
+from agent.base.errors import ContainerGone, RestoreFailed, Stranded
 from agent.checkpoint import freezer, proc
 from agent.checkpoint.freezer import Cgroup
 from agent.doors.handover import HandOver, RestoreResult
+from agent.migration.run import Run
 from agent.network import quiet, sockets
 from agent.network.namespace import open_namespace
 
@@ -59,6 +60,15 @@ async def why_not(start: "asyncio.Task[None]", seconds: float) -> str:
     await asyncio.wait({start}, timeout=seconds)
     failure = start.exception() if start.done() and not start.cancelled() else None
     return str(failure) if failure else ""
+
+
+def gone(run: Run) -> Stranded:
+    """What is said to the source of a decided copy that is not there."""
+    again = "run again" + (", as it was before that moment" if run.record.get("may_have_run") else "")
+    return Stranded(
+        f"{run.container} is restored, but {run.how_gone}",
+        hint=f"the source still has its frozen copy: `transship resolve ID --abort` there lets it {again}",
+    )
 
 
 async def end(hand_over: HandOver, result: RestoreResult) -> None:

@@ -142,6 +142,13 @@ class Run:
             self.deciding = False
             raise
 
+    @property
+    def how_gone(self) -> str:
+        """Of a decided copy that is not there. Where its host went just as it was let go nobody knows more."""
+        return "its copy is gone" + (
+            ", and may have run for a moment" if self.record.get("may_have_run") else " before it ran"
+        )
+
     async def note_down(self, **record: Any) -> None:
         """Add to the record what an undo after a crash will need; durable when this returns."""
         await self._put(self.phase, record)

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from agent.base.errors import Cancelled, CorruptPart, Refused, StepFailed, Stranded
+from agent.base.errors import Cancelled, CorruptPart, Refused, StepFailed
 from agent.base.tasks import both
 from agent.checkpoint import freezer, images, proc
 from agent.checkpoint.criu import CriuOptions
@@ -240,12 +240,9 @@ class Target:
         there = proc.start_time(int(self.run.record["pid"])) == self.run.record["pid_start"]
         there = there and await self.following.state() is not Arrival.LOST
         if phase is Phase.RUNNING and not there:
-            await self.run.enter(Phase.STRANDED)
+            await self.run.enter(Phase.STRANDED, may_have_run=True)
         if phase is Phase.STRANDED or not there:
-            raise Stranded(
-                f"the restored copy of {self.offer.container} is gone before it ran",
-                hint="the source still has its frozen copy: `transship resolve ID --abort` there lets it run again",
-            )
+            raise held.gone(self.run)
 
     async def _let_run(self) -> None:
         """Unlock, announce, release. Frames of the announcement pass by the lock: they are out before that is gone."""

@@ -120,7 +120,8 @@ class Commands:
         return f"resolve --{decision} at the {one.role} ({one.phase}): {reply.kind}"
 
     def _word(self, one: OpenMigration, seen: "Seen") -> str:
-        if one.role == "source" and one.phase == "committed" and "is gone before it ran" in one.doubt:
+        if one.role == "source" and one.phase == "committed" and "is gone" in one.doubt:
+            seen.verdict.may_have_run = "may have run for a moment" in one.doubt
             return "abort"
         if one.phase == "running" and "did not get across whole" in one.doubt:
             seen.verdict.lost = True

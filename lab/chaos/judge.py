@@ -1,7 +1,8 @@
 """The invariants of handover.md, held against what was seen: one copy at most, one at the end, nothing lost or left.
 
 What an accident takes from any container, with or without a move, is no violation: a host that goes takes the memory of
-what runs on it, so does the end of its shim, and a limit that is hit. What was written is there all the same.
+what runs on it, so does the end of its shim, and a limit that is hit. What was written is there all the same. It is the
+same where the target's host goes in the instant in which the decided copy is let go: a person is told so, and decides.
 """
 
 import time
@@ -46,6 +47,8 @@ class Verdict:
     container: Listed | None = None
     resolved: str = ""
     lost: bool = False
+    may_have_run: bool = False
+    """The target's host went in the instant in which its copy was let go, and the source's was taken back."""
 
 
 def wait_for_rest(hosts: list[Host], seconds: float = SETTLE_SECONDS) -> tuple[list[str], list[Listed]]:
@@ -142,7 +145,7 @@ def _judge_log(written: Written, known: Known, struck: list[Struck], verdict: Ve
 
 
 def _judge_records(host: Host, container: Listed, running: Running, known: Known, verdict: Verdict) -> None:
-    if not verdict.went_on:
+    if not verdict.went_on or verdict.may_have_run:
         running.connect()
         known.acknowledged = 0
     end = time.monotonic() + PROGRESS_SECONDS

@@ -67,6 +67,7 @@ def row(seen: Seen) -> Row:
         "where": seen.verdict.where,
         "went_on": seen.verdict.went_on,
         "lost": seen.verdict.lost,
+        "may_have_run": seen.verdict.may_have_run,
         "resolved": seen.verdict.resolved,
         "looks": seen.looks,
         "commands": {name: round(value, 4) for name, value in seen.commands.items() if name != "cancel sent"},
@@ -176,6 +177,11 @@ def _ends(rows: list[Row]) -> str:
     lines = ["## How the moves ended", "", *(f"- {end}: {count}" for end, count in ends.most_common())]
     lines.append(f"- started anew, since an accident had ended the container where it ran: {fresh}")
     lines.append(f"- said to be `lost` (post-copy, the rest of its memory could not come any more): {len(lost)}")
+    if moments := sum(bool(one.get("may_have_run")) for one in rows):
+        lines.append(
+            "- the target's host went in the instant in which the decided copy was let go, and nobody can tell whether "
+            f"it ran for a moment; a person had the source's go on from the freeze: {moments}"
+        )
     lines += [f"- a person's word was needed, `{word}`: {count}" for word, count in resolved.most_common()]
     return "\n".join(lines) + "\n"
 

@@ -1,4 +1,6 @@
-"""What ./scripts/chaos relies on: its observer sees what is wrong. And its crowd of containers, smaller."""
+"""What ./scripts/chaos relies on: its observer sees what is wrong. And a bounded part of it: some accidents, and its
+crowd of containers, smaller.
+"""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
@@ -6,15 +8,29 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 
 from lab.chaos import crowd, kernel
+from lab.chaos.campaign import Campaign
 from lab.chaos.ground import A, B, Ground
 from lab.chaos.inspect_host import leftovers
 from lab.chaos.judge import wait_for_rest
-from lab.chaos.loads import NAME
+from lab.chaos.loads import NAME, Load
 from lab.chaos.observer import Observer
+from lab.chaos.plan import CONTAINER_RUNS, Accident, Fault, Plan
 from lab.workloads import run_counter
 from tests.e2e.support import until
 
 CROWD, TOGETHER = 8, 6
+ACCIDENTS = (
+    (Accident.AGENT_KILLED, "source", ("target", "prepared")),
+    (Accident.CRIU_KILLED, "target", ("target", "restoring")),
+    (Accident.DOCKERD_KILLED, "target", ("target", "staged")),
+    (Accident.AGENT_KILLED, "target", ("source", "committed")),
+    (Accident.RUNC_KILLED, "source", ("source", "frozen")),
+    (Accident.TRUNCATED, "target", ("source", "frozen")),
+    (Accident.FLIPPED, "target", ("target", "staged")),
+    (Accident.CONTAINERD_KILLED, "target", ("target", "restoring")),
+    (Accident.CANCEL, "source", ("source", "copying")),
+    (Accident.DISK_FULL, "source", ("source", "prepared")),
+)
 LOCK = f"nft add table inet {kernel.TABLE}"
 
 
@@ -62,6 +78,20 @@ async def test_the_observer_sees_two_copies_and_what_is_left(ground: Ground) -> 
         other.run(["rm", "-rf", "/run/transship/handover/left"])
         for each in (host, other):
             each.docker("rm", "--force", NAME, check=False)
+
+
+async def test_accidents_cost_nothing(ground: Ground) -> None:
+    """Each at the moment where it hurts most, in both directions, one container for as long as it is whole."""
+    campaign = Campaign(ground, seed=0)
+    try:
+        for number, (accident, side, moment) in enumerate(ACCIDENTS):
+            load = Load.COUNTER if number < CONTAINER_RUNS else Load.RECORDS
+            this = Plan(0, number, load, "cold", (Fault(accident, side, moment, 0, 0.3, number),))
+            seen = await campaign.run(this)
+            assert seen.verdict.violations == [], this
+            assert seen.looks > 0
+    finally:
+        await asyncio.to_thread(campaign.close)
 
 
 async def test_a_crowd_moves_as_many_at_once_as_a_host_takes(ground: Ground) -> None:

@@ -175,7 +175,7 @@ async def test_a_copy_that_is_gone_after_running_was_entered_is_stranded_until_i
     world.asking.said = COMMIT
     await world.found(RUNNING, gone)
     await world.journal.until(STRANDED)
-    with pytest.raises(Stranded):
+    with pytest.raises(Stranded, match="is gone, and may have run for a moment"):
         await world.targets.go(SOURCE, ID)
     await world.asking.source.until(lambda: world.asking.source.calls.count("decision") > 3)
     assert await world.phase() is STRANDED
