@@ -173,7 +173,7 @@ def _transfer(status: MigrationStatus) -> RenderableType:
         return Text()
     said = sent(status)
     if status.part:
-        said.append(f"   {status.part}", style="dim")
+        said.append(f"   {called(status.part)}", style="dim")
     grid = Table.grid(padding=(0, 2))
     if status.bytes_total:
         grid.add_row(ProgressBar(status.bytes_total, min(status.bytes_sent, status.bytes_total), width=40), said)
@@ -192,3 +192,19 @@ def sent(status: MigrationStatus) -> Text:
     if status.eta_s is not None and status.eta_s >= 1:
         said.append(f"   {status.eta_s:.0f} s left", style="dim")
     return said
+
+
+def called(part: str) -> str:
+    """What is being sent, in a person's words; `root:0` is a first pass over the writable layer."""
+    kind, _, rest = part.partition(":")
+    name = rest.rpartition(":")[0]
+    words = {
+        "root": "writable layer",
+        "volume": f"volume {name}",
+        "bind": "bind mount",
+        "layers": "image",
+        "images": "memory",
+        "pages": "memory",
+        "printed": "last lines of its log",
+    }
+    return words.get(kind, part)

@@ -23,7 +23,7 @@ DRAW_SECONDS = 0.2
 BARS = 24
 MOVES = 12
 COLUMNS = {
-    "hosts": ("HOST", "STATE", "DOCKER", "RUNNING", "MOVES", "MEMORY IN USE", ""),
+    "hosts": ("HOST", "STATE", "DOCKER", "RUNNING", "MOVES", "CPU", "MEMORY IN USE", ""),
     "moves": ("CONTAINER", "FROM", "TO", "PHASE", "SENT", "RATE", "LEFT", "", "BLACKOUT"),
     "containers": ("HOST", "NAME", "IMAGE", "STATE", "MOVE"),
 }
@@ -160,7 +160,7 @@ class Top(App[None]):
 
 def host_row(one: HostStatus) -> Row:
     if not one.online:
-        return (Text(one.host), Text("offline", style="red"), "", "", "", "", "")
+        return (Text(one.host), Text("offline", style="red"), "", "", "", "", "", "")
     used = one.memory_bytes - one.memory_free_bytes
     return (
         Text(one.host, style="bold"),
@@ -168,6 +168,7 @@ def host_row(one: HostStatus) -> Row:
         Text(one.engine.docker if one.engine else "does not answer"),
         str(one.running),
         str(one.migrations),
+        f"{one.cpu_busy * 100:.0f} %" if one.cpu_busy is not None else "",
         f"{size(used)} of {size(one.memory_bytes)}",
         Text(bar(0, used, one.memory_bytes, BARS), style="cyan"),
     )

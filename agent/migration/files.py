@@ -36,6 +36,7 @@ class FilePasses:
 
     async def log(self) -> None:
         """Send the log files as they are; before the target's start, since dockerd notes their size there."""
+        self._run.expects(0, self._subject.offer.files_bytes + self._subject.memory_bytes)
         self._mark = container_log.mark(self._logs)
         began = time.monotonic()
         part = await self._peer.send_log(self._run.id, self._counted("log", self._log_segments()))
@@ -43,11 +44,13 @@ class FilePasses:
 
     async def first(self) -> None:
         """Send all of the trees while the container runs; what changes meanwhile comes with the delta."""
+        self._run.expects(self._subject.offer.files_bytes, self._subject.memory_bytes)
         if self._peer.answer is not None and self._peer.answer.init_wanted:
             await self._peer.send_files(self._run.id, "init", self._counted("init", init.read(self._subject.pid)))
         for tree in self._trees:
             await self._send_tree(tree, frozen=False)
         self._passes += 1
+        self._run.expects(self._subject.memory_bytes)
         await alone(self._subject.pid, self._subject.cgroup)
 
     async def delta(self) -> list[SentPart]:

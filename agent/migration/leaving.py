@@ -36,8 +36,11 @@ SLOW_HINT = "the container is frozen meanwhile; raise deadlines.dump if that may
 
 async def send_missing_layers(run: Run, subject: Subject, host: Host, peer: PeerClient, answer: Answer) -> None:
     """Only what the peer lacks, by diff id; nothing where it has the image."""
+    image, rest = subject.offer.image, subject.offer.files_bytes + subject.memory_bytes
     if not answer.image_wanted:
+        run.expects(rest)
         return
+    run.expects(image.size * len(answer.missing_layers) // max(1, len(image.diff_ids)), rest)
     drop = await _held(subject, host, answer)
     run.sending("layers")
     began = time.monotonic()

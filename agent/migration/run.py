@@ -69,6 +69,8 @@ class Run:
         self.part = ""
         self.bytes_sent = 0
         self.bytes_total: int | None = None
+        """As far as is known by now; never fewer than were sent, and than what is known to follow."""
+        self._follows = 0
 
     @staticmethod
     def entry(migration: str, role: Role, container: str, peer: str, record: dict[str, Any]) -> Entry:
@@ -187,8 +189,15 @@ class Run:
         ms = round((time.monotonic() - began) * 1000, 3)
         self.parts.append(Part(name=name, bytes=size, frozen=frozen, ms=ms))
 
+    def expects(self, now: int, then: int = 0) -> None:
+        """So many bytes are about to be sent, and so many after them: better known with each stage of the story."""
+        self._follows = then
+        self.bytes_total = self.bytes_sent + now + then
+
     def sent(self, count: int) -> None:
         self.bytes_sent += count
+        if self.bytes_total is not None:
+            self.bytes_total = max(self.bytes_total, self.bytes_sent + self._follows)
         now = time.monotonic()
         self._marks.append((now, self.bytes_sent))
         while self._marks and now - self._marks[0][0] > RATE_SECONDS:

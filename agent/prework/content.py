@@ -43,12 +43,11 @@ def write_out(fd: int, *, through_overlay: bool) -> None:
         os.fdatasync(fd)
 
 
-def extents_of(fd: int, found: os.stat_result) -> "array[int] | None":
-    """Offset, length, ... of its data, or None for a file without holes.
+def extents_of(fd: int, found: os.stat_result, size: int) -> "array[int] | None":
+    """Offset, length, ... of its data as far as `size`, or None for a file without holes.
 
     A file in very many pieces has its tail sent whole: the map has to fit into memory on both ends.
     """
-    size = found.st_size
     if found.st_blocks * 512 >= size:
         return None
     extents = array("q")

@@ -247,17 +247,18 @@ class _Packer:
         if self._source.layer and not marks & FROM_MERGED and self._is_metacopy(fd):
             fd = self._open_merged(path)
             try:
-                self._send_content(entry, fd, found)
+                self._send_content(entry, fd, found, state.st_size)
             finally:
                 os.close(fd)
         else:
-            self._send_content(entry, fd, found)
+            self._send_content(entry, fd, found, state.st_size)
         return tree.settled(state, now, trusted=self._trusted)
 
-    def _send_content(self, entry: Entry, fd: int, found: Directory) -> None:
+    def _send_content(self, entry: Entry, fd: int, found: Directory, size: int) -> None:
+        """As many bytes as the index says, though it may have grown meanwhile: a patch goes by what was sent."""
         state = os.fstat(fd)
-        entry.size = state.st_size
-        entry.extents = content.extents_of(fd, state)
+        entry.size = size
+        entry.extents = content.extents_of(fd, state, size)
         if self._measure:
             content.promise(self._out, entry)
             return

@@ -36,6 +36,10 @@ async def test_a_move_keeps_to_a_limit_until_that_is_lifted(moves: Cluster, whos
                         break
                 assert now.phase is Phase.RUNNING
                 assert now.rate < 2 * SLOW
+                assert now.bytes_total is not None
+                assert now.bytes_total > 192 << 20
+                assert now.eta_s is not None
+                assert now.eta_s > 10, "at this rate the rest takes a minute"
                 assert name in names(moves[A])
                 await done(moves, A, Limit, migration=move.id if own else None, bandwidth=None)
                 moves.lab.heal(B)

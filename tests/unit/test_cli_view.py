@@ -260,12 +260,20 @@ def test_live_view_shows_the_phases_and_what_is_sent() -> None:
     text = shown(view._render())
     assert "✔  planned" in text
     assert "copying" in text
-    assert "50 B of 100 B   10 B/s   5 s left   layers" in text
+    assert "50 B of 100 B   10 B/s   5 s left   image" in text
     view.ended(report(), moved=True)
     view.close()
     said = console.file.getvalue()  # type: ignore[attr-defined]
     assert "✔ web  node-a ━━▶ node-b   m-1" in said
     assert "blackout" in said
+
+
+@pytest.mark.parametrize(
+    ("part", "words"),
+    [("root:0", "writable layer"), ("volume:my:data:1", "volume my:data"), ("pages", "memory"), ("log", "log")],
+)
+def test_what_is_being_sent_is_said_in_words(part: str, words: str) -> None:
+    assert progress.called(part) == words
 
 
 def test_live_view_of_a_failure_has_no_check_mark() -> None:

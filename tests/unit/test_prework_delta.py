@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from agent.prework import content
 from agent.prework.tree import Source
-from tests.unit.prework_changes import CHANGES, Change, image, write_sparse
+from tests.unit.prework_changes import CHANGES, Change, append, image, write_sparse
 from tests.unit.test_prework_support import applied, assert_same, let_the_clock_tick, overlays, packed
 
 MIB = 1 << 20
@@ -131,6 +132,32 @@ def test_delta_of_a_big_file_is_its_changed_pieces(tmp_path: Path) -> None:
     assert_same(source, target)
     assert last.data_bytes == 128 << 10
     assert os.stat(target / "db").st_ino == mapped
+
+
+def test_a_file_that_grows_while_it_is_being_opened_is_patched_where_it_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first pass looks at a file, writes it out, and reads it: a program may write in between."""
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.mkdir()
+    target.mkdir()
+    (source / "log").write_bytes(os.urandom(5 * MIB))
+    let_the_clock_tick()
+    write_out = content.write_out
+
+    def meanwhile(fd: int, *, through_overlay: bool) -> None:
+        append(source / "log", b"one line more\n")
+        write_out(fd, through_overlay=through_overlay)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(content, "write_out", meanwhile)
+        stream, first = packed(Source(str(source)))
+    applied(target, stream)
+    append(source / "log", b"and the last\n")
+    stream, last = packed(Source(str(source)), first.index, live=False)
+    applied(target, stream)
+    assert_same(source, target)
+    assert last.data_bytes <= 256 << 10, "only what was added"
 
 
 def test_unchanged_tree_sends_nothing(tmp_path: Path) -> None:

@@ -167,13 +167,29 @@ export class Moves {
 function openWords(move: MigrationStatus): string {
   const words = [move.phase];
   if (move.strategy) words.push(move.strategy);
-  if (move.part) words.push(`sending ${move.part}`);
+  if (move.part) words.push(`sending ${called(move.part)}`);
   if (move.bytes_sent) {
     words.push(move.bytes_total ? `${bytes(move.bytes_sent)} of ${bytes(move.bytes_total)}` : bytes(move.bytes_sent));
   }
   if (move.rate) words.push(`${bytes(move.rate)}/s`);
   if (move.eta_s) words.push(`${milliseconds(move.eta_s * 1000)} left`);
   return words.join(" · ");
+}
+
+/** What is being sent, in a person's words; `root:0` is a first pass over the writable layer. */
+function called(part: string): string {
+  const [kind = "", ...rest] = part.split(":");
+  if (kind === "volume") return `volume ${rest.slice(0, -1).join(":")}`;
+  const words = new Map([
+    ["root", "its writable layer"],
+    ["bind", "a bind mount"],
+    ["layers", "its image"],
+    ["images", "its memory"],
+    ["pages", "its memory"],
+    ["log", "its log"],
+    ["printed", "the last lines of its log"],
+  ]);
+  return words.get(kind) ?? part;
 }
 
 function endedWords(move: MigrationStatus): string {
