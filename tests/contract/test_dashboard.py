@@ -92,7 +92,7 @@ async def test_an_account_that_may_not_command_sees_no_buttons_and_one_that_may_
             await expect(page.locator("#state")).to_have_text("connected as viewer")
             for name in ("node-a", "node-b"):
                 await expect(page.locator(f'[data-host="{name}"]')).to_have_attribute("data-may", "look")
-            for name in ("^Move ", "^Evacuate", "take no containers"):
+            for name in ("^Move ", "^Evacuate", "^Cordon"):
                 await expect(page.get_by_role("button", name=re.compile(name))).to_have_count(0)
             assert "password" not in page.url, "a password does not stay in the address bar"
 

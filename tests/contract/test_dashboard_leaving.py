@@ -113,7 +113,7 @@ async def test_containers_are_brought_home_from_where_they_are_and_a_cordon_is_l
         home = page.locator('[data-host="node-a"]')
         await expect(home.locator(".meter").first).to_contain_text("25 % of 4")
         await expect(page.get_by_role("button", name="Bring back 1")).to_be_hidden()
-        await page.get_by_role("button", name="Let node-a take containers again").press("Enter")
+        await page.get_by_role("button", name="Uncordon node-a").press("Enter")
         said, back = await asked(client)
         assert (said["kind"], said["cordoned"]) == ("cordon", False)
         await answer(client, back, kind="finished")

@@ -84,7 +84,7 @@ async def _evacuated_and_brought_back(page: Page, seen: Cluster) -> None:
         card = page.locator(f'[data-host="{B}"] .card.is-running', has_text=name)
         await expect(card.locator(".state")).to_have_text(f"running, at home on {A}")
         await counts_on(seen[B], name)
-    await page.get_by_role("button", name=f"Let {A} take containers again").click()
+    await page.get_by_role("button", name=f"Uncordon {A}").click()
     await page.get_by_role("button", name="Bring back 2").click()
     await plan.click()
     await page.get_by_role("button", name="Bring back", exact=True).click(timeout=MOVE_MS)

@@ -166,7 +166,7 @@ export class Hosts {
     say(view.back, `Bring back ${away}…`);
     view.cordon.hidden = leaving;
     say(view.cordon, status?.cordoned ? "Uncordon" : "Cordon");
-    view.cordon.setAttribute("aria-label", status?.cordoned ? `Let ${host} take containers again` : `Let ${host} take no containers any more`);
+    view.cordon.setAttribute("aria-label", `${status?.cordoned ? "Uncordon" : "Cordon"} ${host}`);
   }
 
   private addHost(host: string): HostView {
