@@ -6,6 +6,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import pytest
+import pytest_asyncio
 from playwright.async_api import Browser, Page, expect
 
 from tests.contract.conftest import Mosquitto, Stranger, free_port
@@ -17,8 +18,9 @@ MOVE = "m-0123456789abcdef"
 NOW = "2026-01-01T12:00:00+00:00"
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def browser() -> AsyncIterator[Browser]:
+    """One for all of a file's tests, each of which opens it with nothing in it: starting it costs two seconds."""
     async with chromium() as found:
         yield found
 

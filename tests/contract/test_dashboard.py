@@ -23,7 +23,7 @@ from tests.contract.dashboard_words import (
     web,
 )
 
-pytestmark = needs_chromium
+pytestmark = [needs_chromium, pytest.mark.asyncio(loop_scope="module")]
 __all__ = ["browser", "web"]  # fixtures
 
 HOSTILE = '<img src=x onerror="document.title=`taken`"><script>document.title="taken"</script>'

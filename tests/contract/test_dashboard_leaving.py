@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import pytest
 from playwright.async_api import Browser, expect
 
 from tests.contract.conftest import Mosquitto
@@ -21,7 +22,7 @@ from tests.contract.dashboard_words import (
     web,
 )
 
-pytestmark = needs_chromium
+pytestmark = [needs_chromium, pytest.mark.asyncio(loop_scope="module")]
 __all__ = ["browser", "web"]  # fixtures
 
 EVACUATION = "e-0123456789abcdef"
