@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from axe_playwright_python.async_playwright import Axe
 from playwright.async_api import Browser, Page, async_playwright, expect
 
 from agent import dashboard
@@ -61,6 +62,13 @@ async def served(broker_url: str) -> AsyncIterator[str]:
         yield f"http://127.0.0.1:{port}/dashboard/"
     finally:
         await server.close()
+
+
+async def for_everybody(page: Page) -> None:
+    """Contrast, names for a screen reader, the order of headings, what the keyboard reaches: as axe-core sees it."""
+    found = await Axe().run(page)
+    wrong = [(one["id"], one["help"], one["nodes"][0]["html"]) for one in found.response["violations"]]
+    assert not wrong, wrong
 
 
 async def picture(page: Page, name: str, of: str = "") -> None:

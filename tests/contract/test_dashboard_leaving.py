@@ -6,7 +6,7 @@ import pytest
 from playwright.async_api import Browser, expect
 
 from tests.contract.conftest import Mosquitto
-from tests.contract.dashboard_support import needs_chromium, opened, served
+from tests.contract.dashboard_support import for_everybody, needs_chromium, opened, served
 from tests.contract.dashboard_words import (
     MOVE,
     NOW,
@@ -73,6 +73,7 @@ async def test_an_evacuation_is_planned_first_then_begun_and_followed(
         )
         await expect(page.locator("#leave-table tbody tr.stays")).to_contain_text("not on node-b: it has a terminal")
         await expect(go).to_be_focused()
+        await for_everybody(page)
         await page.get_by_label("At once").fill("3")
         await expect(go).to_be_disabled()  # that was another plan
         await page.get_by_role("button", name="Show the plan").press("Enter")
@@ -92,6 +93,7 @@ async def test_an_evacuation_is_planned_first_then_begun_and_followed(
         await expect(room.locator(".is-moved .about")).to_have_text("is on node-b · blackout 210 ms")
         await expect(room.locator(".is-moving .about")).to_have_text("to node-b · copying · 500 B/s · 1.50 s left")
         await expect(button).to_be_hidden()
+        await for_everybody(page)
         await room.get_by_role("button", name="Cancel the evacuation of node-a").click()
         said, _ = await asked(client)
         assert said == {"id": said["id"], "kind": "cancel-evacuation", "evacuation": EVACUATION}
