@@ -100,7 +100,10 @@ def judge_content(
         verdict.violations.append(f"what it has written can't be read: {after}")
         return
     if _last(after) < _last(before) + PROGRESS:
-        verdict.violations.append(f"it does not go on: {_last(after)} is its last number for {PROGRESS_SECONDS:g} s")
+        why = f"its log ends at {after.logged[-1] if after.logged else 'nothing'}, {kernel.waiting(host, container.id)}"
+        verdict.violations.append(
+            f"it does not go on: {_last(after)} is its last number for {PROGRESS_SECONDS:g} s; {why}"
+        )
     _judge_numbers(after, known, verdict)
     verdict.went_on = after.token == known.token or not known.token
     known.token = after.token if verdict.went_on else known.token

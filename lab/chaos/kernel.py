@@ -182,3 +182,14 @@ def locked(copy: Copy) -> bool | None:
         if found is not None:
             return TABLE in found
     return None
+
+
+def waiting(host: Host, container: str) -> str:
+    """What each of a container's threads is at, by the kernel: for a container that does not go on."""
+    found = []
+    for task in (task for copy in copies(host) if copy.container == container for task in copy.tasks):
+        for folder in sorted(Path(f"/proc/{task.pid}/task").iterdir()):
+            with contextlib.suppress(OSError):
+                state = (folder / "stat").read_text().rpartition(")")[2].split()[0]
+                found.append(f"{folder.name} {state} {(folder / 'syscall').read_text().strip()}")
+    return "; ".join(found) or "no thread"
