@@ -3,6 +3,7 @@
 import contextlib
 import os
 import select
+import signal
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,13 +79,21 @@ def start_time(pid: int) -> int | None:
 
 
 def is_ending(pid: int) -> bool:
-    """Whether the process has ended, or is about to: as the first of a pid namespace it waits for the others."""
+    """Whether the process has ended, or is about to: as the first of a pid namespace it waits for the others, and what
+    was killed while it was frozen waits for the thaw.
+    """
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
+        status = Path(f"/proc/{pid}/status").read_text()
     except OSError:
         return True
     state, *_, flags = stat.rsplit(")", 1)[1].split()[:7]
-    return state in "ZX" or bool(int(flags) & PF_EXITING)
+    return state in "ZX" or bool(int(flags) & PF_EXITING) or _is_killed(status)
+
+
+def _is_killed(status: str) -> bool:
+    pending = (line.split()[1] for line in status.splitlines() if line.startswith(("SigPnd:", "ShdPnd:")))
+    return any(int(mask, 16) >> (signal.SIGKILL - 1) & 1 for mask in pending)
 
 
 def criu_in(folder: Path) -> list[int]:

@@ -77,6 +77,19 @@ def test_pins_are_kept_for_as_long_as_the_container_is_known(tmp_path: Path) -> 
 # Tasks
 
 
+@pytest.mark.parametrize(
+    ("lines", "killed"),
+    [
+        ("SigPnd:\t0000000000000000\nShdPnd:\t0000000000000100\n", True),
+        ("SigPnd:\t0000000000000100\nShdPnd:\t0000000000000000\n", True),
+        ("SigPnd:\t0000000000000000\nShdPnd:\t0000000000004000\nSigCgt:\t0000000000000100\n", False),
+    ],
+    ids=["of all", "of the thread", "TERM"],
+)
+def test_what_was_killed_while_it_was_frozen_is_as_good_as_dead(lines: str, killed: bool) -> None:
+    assert proc._is_killed(lines) is killed
+
+
 def task(pid: int, parent: int) -> Task:
     return Task(pid=pid, inner_pid=pid, state="S", tracer=0, resident_bytes=0, parent=parent)
 

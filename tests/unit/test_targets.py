@@ -1,6 +1,7 @@
 """The target's side when things fail at the worst moment: it never runs unasked, nor gives up what was decided."""
 
 import asyncio
+import os
 import subprocess
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -162,6 +163,25 @@ async def test_forget_changes_nothing_for_one_that_waits_for_the_decision(world:
 
 async def test_running_is_not_entered_for_a_copy_that_is_gone(world: World, gone: int) -> None:
     await world.found(PREPARED, gone)
+    with pytest.raises(Stranded, match="gone before it ran"):
+        await world.targets.go(SOURCE, ID)
+    assert await world.phase() is PREPARED
+    world.asking.said = ABORT
+    await world.ended(DISCARDED)
+
+
+@pytest.fixture
+def killed() -> Iterator[int]:
+    """Whoever holds it has not reaped it: the kernel still has its number."""
+    with subprocess.Popen(["sleep", "600"]) as process:
+        process.kill()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        yield process.pid
+
+
+async def test_nor_for_one_that_was_killed_and_is_waited_for_by_nobody(world: World, killed: int) -> None:
+    assert proc.start_time(killed) is not None
+    await world.found(PREPARED, killed)
     with pytest.raises(Stranded, match="gone before it ran"):
         await world.targets.go(SOURCE, ID)
     assert await world.phase() is PREPARED
