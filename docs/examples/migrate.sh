@@ -8,6 +8,7 @@ replies=transship/v1/replies/$id
 
 set -- -V 5 -h "$MQTT_HOST" -p "$MQTT_PORT" -q 1
 [ -z "${MQTT_CA:-}" ] || set -- "$@" --cafile "$MQTT_CA"
+# (What is on a command line others can see; -P can stand in ~/.config/mosquitto_sub and mosquitto_pub instead.)
 [ -z "${MQTT_USERNAME:-}" ] || set -- "$@" -u "$MQTT_USERNAME" -P "$MQTT_PASSWORD"
 
 # A session that the broker keeps for ten minutes: answers wait there, also between two calls of mosquitto_sub.
