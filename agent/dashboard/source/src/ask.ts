@@ -1,6 +1,6 @@
 // The one dialog: where to, and how. Answers with what was chosen, or nothing.
 
-import { byId, make } from "./dom";
+import { byId, bytes, make } from "./dom";
 import type { Store } from "./store";
 
 export interface Choice {
@@ -20,7 +20,8 @@ export function ask(title: string, from: string, store: Store, opener: HTMLEleme
   byId("ask-title").textContent = title;
   to.replaceChildren(
     ...targets.map((one) => {
-      const option = make("option", "", one.host);
+      const free = one.memory_bytes > 0 ? ` (${bytes(one.memory_free_bytes)} of memory free)` : "";
+      const option = make("option", "", one.host + free);
       option.value = one.host;
       return option;
     }),

@@ -1,6 +1,6 @@
 // The cards of one host: in order, under headings if they are grouped, and one stop of the Tab key for all of them.
 
-import { make, say } from "./dom";
+import { hide, label, make, say } from "./dom";
 import type { ContainerStatus, MigrationStatus } from "./messages";
 import { FROZEN } from "./store";
 
@@ -66,15 +66,18 @@ export class Deck {
     const coming = move !== undefined && move.target === this.host;
     const state = status.health ? `${status.state}, ${status.health}` : status.state;
     say(card.state, move ? words(move, coming) : status.home ? `${state}, at home on ${status.home}` : state);
-    card.item.className = ["card", `is-${known(status.state)}`, move ? "moving" : "", coming ? "coming" : ""].join(" ").trim();
-    card.item.classList.toggle("plain", state === "running" && !move && !status.home);
-    card.item.classList.toggle("frozen", move !== undefined && FROZEN.has(move.phase));
-    card.progress.hidden = !move || coming;
+    const looks = ["card", `is-${known(status.state)}`];
+    if (move) looks.push("moving");
+    else if (state === "running" && !status.home) looks.push("plain");
+    if (coming) looks.push("coming");
+    if (move && FROZEN.has(move.phase)) looks.push("frozen");
+    if (card.item.className !== looks.join(" ")) card.item.className = looks.join(" ");
+    hide(card.progress, !move || coming);
     if (move && !coming) showProgress(card.progress, move);
-    card.move.hidden = status.state !== "running" || move !== undefined || !may;
-    card.move.setAttribute("aria-label", `Move ${status.name} from ${this.host}`);
+    hide(card.move, status.state !== "running" || move !== undefined || !may);
+    label(card.move, `Move ${status.name} from ${this.host}`);
     this.put(card, status, wish);
-    card.item.hidden = !fits(status, this.host, move !== undefined, wish);
+    hide(card.item, !fits(status, this.host, move !== undefined, wish));
     return card;
   }
 
@@ -192,7 +195,7 @@ export class Deck {
 }
 
 export function showProgress(progress: HTMLProgressElement, move: MigrationStatus): void {
-  progress.setAttribute("aria-label", `bytes of ${move.container} sent`);
+  label(progress, `bytes of ${move.container} sent`);
   if (move.bytes_total) {
     progress.max = move.bytes_total;
     progress.value = Math.min(move.bytes_sent, move.bytes_total);

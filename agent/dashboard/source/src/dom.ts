@@ -22,6 +22,14 @@ export function say(element: HTMLElement, text: string): void {
   if (element.textContent !== text) element.textContent = text;
 }
 
+export function label(element: HTMLElement, text: string): void {
+  if (element.getAttribute("aria-label") !== text) element.setAttribute("aria-label", text);
+}
+
+export function hide(element: HTMLElement, so: boolean): void {
+  if (element.hidden !== so) element.hidden = so;
+}
+
 export function bytes(count: number): string {
   const units = ["B", "kB", "MB", "GB", "TB"];
   let unit = 0;
