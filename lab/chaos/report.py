@@ -12,6 +12,8 @@ from lab.chaos.journals import ENDED
 from lab.chaos.plan import BOTH, MOMENTS, SIDES, Accident, can_be
 
 Row = dict[str, Any]
+LONGEST, MOST = 300, 4
+"""Of a violation's sentences: how long, and how many."""
 CROWDS = ("crowd", "evacuation")
 _HEAD = """\
 # Reliability
@@ -231,5 +233,11 @@ def _violations(rows: list[Row]) -> str:
     lines = ["## Violations", ""]
     for one in rows:
         if one["violations"]:
-            lines.append(f"- {one['plan']}: {'; '.join(one['violations'])}")
+            lines.append(f"- {one['plan']}: {'; '.join(_clipped(one['violations']))}")
     return "\n".join(lines if len(lines) > 2 else [*lines, "None."]) + "\n"
+
+
+def _clipped(found: list[str]) -> list[str]:
+    """What is left over may be a long list; the JSON file has all of it."""
+    short = [one if len(one) <= LONGEST else one[:LONGEST] + "..." for one in found[:MOST]]
+    return short if len(found) <= MOST else [*short, f"and {len(found) - MOST} more"]
