@@ -116,41 +116,51 @@ async def test_without_the_time_for_it_a_container_is_stopped_as_it_would_be_wit
         remove(here, *NAMES)
 
 
-async def test_where_the_time_is_too_short_for_all_each_gets_what_there_is_time_for(keeps: Cluster) -> None:
-    """One is moved away, one that should be is hibernated, one that should be that is stopped. The host takes none
-    until that is called off; then all are where they were, and who was moved away comes home by itself, by its label.
-    """
-    here, there, names = keeps["a26"], keeps["c26"], ("hi-away", "hi-asleep", "hi-ended")
-    for host in (here, there):
-        remove(host, *names)
-    by_itself = ("--label", "transship.return=auto", "--label", "transship.priority=2")
-    run_counter(here, "hi-away", *EVACUATES, *by_itself, mib=4)
+async def test_where_the_time_is_too_short_for_its_wish_a_container_gets_the_next_one(keeps: Cluster) -> None:
+    """One that should be moved away is hibernated, one that should be hibernated is stopped."""
+    here, names = keeps["a26"], ("hi-asleep", "hi-ended")
+    remove(here, *names)
     run_counter(here, "hi-asleep", *EVACUATES, "--label", "transship.priority=1", mib=160)
-    run_counter(here, "hi-ended", *HIBERNATES, "--restart", "always", mib=800)
+    run_counter(here, "hi-ended", *HIBERNATES, "--restart", "always", mib=400)
     try:
         for name in names:
             await counts_on(here, name)
         async with events(keeps, "a26") as heard:
-            await asyncio.to_thread(run, keeps, "a26", "transship shutdown-notice --in 16s")
+            await asyncio.to_thread(run, keeps, "a26", "transship shutdown-notice --in 12s")
             await until(lambda: any(one.kind == "host-shutdown-ready" for one in heard), "it is ready", 90)
             [plan] = [one.detail["plan"] for one in heard if one.kind == "host-shutdown-planned"]
             [result] = [one.detail["result"] for one in heard if one.kind == "host-shutdown-ready"]
-        planned = ["hi-away: evacuate", "hi-asleep: hibernate (no time to evacuate)"]
-        assert [step.rpartition(" by ")[0] for step in plan.split("; ")] == [
-            *planned,
-            "hi-ended: stop (no time to hibernate)",
-        ]
-        assert sorted(result.split("; ")) == ["hi-asleep: hibernated", "hi-away: evacuated", "hi-ended: stopped"]
-        await counts_on(there, "hi-away")
-        assert state(here, "hi-away") == ""
-        assert "cordoned" in run(keeps, "a26", "transship hosts --json").stdout
+        planned = ["hi-asleep: hibernate (no time to evacuate)", "hi-ended: stop (no time to hibernate)"]
+        assert [step.rpartition(" by ")[0] for step in plan.split("; ")] == planned
+        assert sorted(result.split("; ")) == ["hi-asleep: hibernated", "hi-ended: stopped"]
         last = last_logged(here, "hi-ended")
         run(keeps, "a26", "transship shutdown-notice --called-off")
-        await until(lambda: (state(here, "hi-away"), state(there, "hi-away")) == ("running", ""), "it is at home", 60)
-        assert (await counts_on(here, "hi-away")).missing == 0
         assert (await counts_on(here, "hi-asleep")).missing == 0
         await until(lambda: 0 < newest(here, "hi-ended") < last, "it is started, anew")
+    finally:
+        remove(here, *names)
+
+
+async def test_one_that_was_moved_away_comes_home_by_itself_when_that_is_called_off(keeps: Cluster) -> None:
+    """By its label; until then the host takes no containers."""
+    here, there, name = keeps["a26"], keeps["c26"], "hi-away"
+    for host in (here, there):
+        remove(host, name)
+    run_counter(here, name, *EVACUATES, "--label", "transship.return=auto", mib=4)
+    try:
+        await counts_on(here, name)
+        async with events(keeps, "a26") as heard:
+            await asyncio.to_thread(run, keeps, "a26", "transship shutdown-notice --in 90s")
+            await until(lambda: any(one.kind == "host-shutdown-ready" for one in heard), "it is ready", 90)
+            [result] = [one.detail["result"] for one in heard if one.kind == "host-shutdown-ready"]
+        assert result == f"{name}: evacuated"
+        await counts_on(there, name)
+        assert state(here, name) == ""
+        assert "cordoned" in run(keeps, "a26", "transship hosts --json").stdout
+        run(keeps, "a26", "transship shutdown-notice --called-off")
+        await until(lambda: (state(here, name), state(there, name)) == ("running", ""), "it is at home", 60)
+        assert (await counts_on(here, name)).missing == 0
         assert here.run(["test", "-e", "/var/lib/transship/cordoned.json"], check=False).returncode
     finally:
         for host in (here, there):
-            remove(host, *names)
+            remove(host, name)

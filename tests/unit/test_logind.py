@@ -1,4 +1,4 @@
-"""The connection to logind: none is left open when a try fails."""
+"""The connection to logind: none is left open when a try fails; and how much time a shutdown is planned for."""
 
 import asyncio
 import io
@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
-from agent.doors import logind
+from agent.base.config import Settings
+from agent.daemon import Agent
+from agent.doors import logind, systemd
 from agent.doors.logind import Logind
 
 
@@ -77,3 +79,24 @@ def test_the_end_of_a_rescue_lets_go_the_lock_of_its_own_shutdown_alone() -> Non
     assert not watch.lock.closed
     watch.release()
     assert watch.lock is None
+
+
+@pytest.mark.parametrize(("by_systemd", "seconds"), [(True, 3.0 + 300.0), (False, 3.0)])
+async def test_the_plan_has_the_time_that_systemd_gives_after_logind(
+    monkeypatch: pytest.MonkeyPatch, *, by_systemd: bool, seconds: float
+) -> None:
+    """Where logind hardly waits nobody is stopped for want of time."""
+    given: list[float] = []
+
+    class Down:
+        def begin(self, seconds: float, why: str) -> "asyncio.Task[None]":
+            given.append(seconds)
+            return asyncio.create_task(asyncio.sleep(0))
+
+    monkeypatch.setattr(systemd, "runs_us", lambda: by_systemd)
+    agent: Any = Agent.__new__(Agent)
+    agent._settings, agent.host_down, agent._noted = Settings(host="node-a"), Down(), set()
+    agent.logind = Logind(lambda _: None, lambda: None)
+    agent._goes_down(5.0)
+    await asyncio.gather(*agent._noted)
+    assert given == [seconds]
