@@ -1,4 +1,4 @@
-"""The examples of docs/contract.md in each language, at a real broker. tests/e2e/test_examples.py has them move one."""
+"""The examples of docs/contract.md in each language, at a real broker."""
 
 from pathlib import Path
 
