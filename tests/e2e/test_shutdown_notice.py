@@ -5,10 +5,16 @@ A real shutdown, by systemd, is that of tests/vm/test_shutdown.py; what is done 
 
 import asyncio
 import json
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import cast
 
 from lab.cluster import Cluster
 from lab.host import Host
 from lab.workloads import COUNTER, run_counter
+from protocol.base import new_command_id, utc_now
+from protocol.commands import ReplyKind, ShutdownNotice
+from protocol.status import MigrationStatus, Phase
 from tests.e2e.archives import give_compose, last_logged, policy, remove, run, state
 from tests.e2e.support import counts_on, until
 from tests.e2e.test_hibernate import HIBERNATES, events, newest
@@ -161,6 +167,35 @@ async def test_one_that_was_moved_away_comes_home_by_itself_when_that_is_called_
         await until(lambda: (state(here, name), state(there, name)) == ("running", ""), "it is at home", 60)
         assert (await counts_on(here, name)).missing == 0
         assert here.run(["test", "-e", "/var/lib/transship/cordoned.json"], check=False).returncode
+    finally:
+        for host in (here, there):
+            remove(host, name)
+
+
+async def test_one_that_is_being_moved_when_the_host_goes_down_ends_its_move_first(keeps: Cluster) -> None:
+    """It is neither stopped here nor hibernated in the middle of that, nor started here again."""
+    here, there, name = keeps["a26"], keeps["c26"], "hi-moving"
+    for host in (here, there):
+        remove(host, name)
+    run_counter(here, name, *HIBERNATES, "--restart", "always", mib=200)
+    try:
+        await counts_on(here, name)
+        async with events(keeps, "a26") as heard, keeps.controller() as controller:
+            began = utc_now()
+            moving = asyncio.create_task(keeps.migrate(name, "a26", "c26"))
+            moves = cast("AsyncGenerator[MigrationStatus]", controller.watch_moves("a26"))
+            async with asyncio.timeout(60), aclosing(moves):
+                async for move in moves:
+                    if move.started_at > began and move.phase in (Phase.RESERVED, Phase.COPYING, Phase.FROZEN):
+                        break
+            await controller.ask("a26", ShutdownNotice(id=new_command_id(), seconds=60.0))
+            assert (await moving).kind is ReplyKind.FINISHED
+            await until(lambda: any(one.kind == "host-shutdown-ready" for one in heard), "it is ready")
+            [result] = [one.detail["result"] for one in heard if one.kind == "host-shutdown-ready"]
+            assert result == f"{name}: moved away"
+        run(keeps, "a26", "transship shutdown-notice --called-off")
+        assert (await counts_on(there, name)).missing == 0
+        assert (state(here, name), policy(there, name)) == ("", "always")
     finally:
         for host in (here, there):
             remove(host, name)
