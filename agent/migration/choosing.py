@@ -1,11 +1,15 @@
 """Which way a container's memory goes: at the beginning of its move, and when a restarted agent takes it up again."""
 
-from collections.abc import Callable
+import statistics
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from agent.base.errors import Refused
 from agent.doors.peer_client import PeerClient
 from agent.migration import compression
+from agent.migration.host import Host
+from agent.migration.journal import Journal
 from agent.migration.run import Run
 from agent.migration.subject import Subject
 from agent.strategy import Strategy
@@ -18,8 +22,12 @@ from protocol.peer import Probed
 
 strategies: dict[str, Callable[[], Strategy]] = {Cold.name: Cold, PostCopy.name: PostCopy}
 
-FIXED_MS = 350.0
-"""What no memory changes: runc and CRIU on both sides, the network, files that have changed, the decision."""
+FIXED_MS = 500.0
+"""What no memory changes: runc and CRIU on both sides, the network, files that have changed, the decision. Of a host
+that has not moved anything yet; from then on it is what its own last moves have shown.
+"""
+LAST_MOVES = 7
+NOTHING_SHOWN: Mapping[str, float] = MappingProxyType({})
 CRIU_RATE = 1.2e9
 """Bytes a second that CRIU writes into images, and reads from them, when the processors have nothing else to do."""
 
@@ -32,17 +40,27 @@ class Choice:
     reason: str
     predicted_ms: float
     """The blackout."""
+    memory_ms: float
+    """Of it, what its memory adds."""
 
 
-def predicted_ms(strategy: str, memory: int, rate: float) -> float:
-    """The blackout of so many bytes over a link of so many a second: cold streams them while it dumps."""
+def memory_ms(strategy: str, memory: int, rate: float) -> float:
+    """What so many bytes add to the blackout over a link of so many a second: cold streams them while it dumps."""
     if strategy == PostCopy.name:
-        return FIXED_MS
-    return FIXED_MS + memory / min(rate, CRIU_RATE) * 1000 + memory / CRIU_RATE * 1000
+        return 0.0
+    return memory / min(rate, CRIU_RATE) * 1000 + memory / CRIU_RATE * 1000
 
 
-def choose(request: Migrate, memory: int, link: Probed) -> Choice:
+async def shown(journal: Journal) -> dict[str, float]:
+    """Beside the memory, how long the blackouts of this host's last moves were: the middle one, by strategy."""
+    found = {name: await journal.fixed_ms(name, LAST_MOVES) for name in strategies}
+    return {name: statistics.median(values) for name, values in found.items() if values}
+
+
+def choose(request: Migrate, memory: int, link: Probed, fixed: Mapping[str, float] = NOTHING_SHOWN) -> Choice:
     """The strategy that was asked for; for `auto` the safest that keeps to the request's `max_blackout_ms`.
+
+    `fixed`: by strategy, what no memory changes, as far as that is known.
 
     Raises:
         Refused: none does that may be taken.
@@ -56,12 +74,13 @@ def choose(request: Migrate, memory: int, link: Probed) -> Choice:
     limit = request.max_blackout_ms
     too_long: list[str] = []
     for name in names:
-        predicted = predicted_ms(name, memory, link.rate)
+        by_memory = memory_ms(name, memory, link.rate)
+        predicted = fixed.get(name, FIXED_MS) + by_memory
         if limit is None or predicted <= limit:
             why = "auto: the safest" if auto else "as asked"
             fits = "" if limit is None else f", and within {limit} ms"
             before = f"; {', '.join(too_long)}" if too_long else ""
-            return Choice(name, f"{why}{fits} ({predicted:.0f} ms predicted, {at}){before}", predicted)
+            return Choice(name, f"{why}{fits} ({predicted:.0f} ms predicted, {at}){before}", predicted, by_memory)
         too_long.append(f"{name} would take {predicted:.0f} ms")
     hint = "allow a longer one"
     if auto and len(names) == 1:
@@ -74,7 +93,7 @@ def choose(request: Migrate, memory: int, link: Probed) -> Choice:
     )
 
 
-async def find_way(run: Run, request: Migrate, subject: Subject, peer: PeerClient) -> None:
+async def find_way(run: Run, host: Host, request: Migrate, subject: Subject, peer: PeerClient) -> None:
     """Measure the link, and note in the run by which strategy the memory goes, and whether what is sent is compressed.
 
     Raises:
@@ -84,8 +103,10 @@ async def find_way(run: Run, request: Migrate, subject: Subject, peer: PeerClien
     link = await peer.probe(run.id)
     chosen = await compression.choose(request, link.rate, subject.cgroup.tasks())
     peer.compresses, run.compression, run.compressed = chosen.zstd, chosen, peer.compressed
-    choice = choose(request, subject.memory_bytes, link.model_copy(update={"rate": chosen.rate}))
-    run.strategy, run.reason, run.figures["predicted_ms"] = choice.strategy, choice.reason, choice.predicted_ms
+    fixed = await shown(host.journal)
+    choice = choose(request, subject.memory_bytes, link.model_copy(update={"rate": chosen.rate}), fixed)
+    run.strategy, run.reason = choice.strategy, choice.reason
+    run.figures["predicted_ms"], run.figures["by_memory"] = choice.predicted_ms, choice.memory_ms
 
 
 def strategy_of(run: Run) -> Strategy:

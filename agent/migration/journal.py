@@ -164,6 +164,19 @@ class Journal:
             for row in rows
         ]
 
+    async def fixed_ms(self, strategy: str, count: int) -> list[float]:
+        """Of the last moves of a strategy that left this host, what of their blackouts was not due to their memory."""
+        rows = await self._call(
+            lambda: list(
+                self._open_db.execute(
+                    "SELECT json_extract(record, '$.fixed_ms') AS ms FROM migrations WHERE role=? AND ms IS NOT NULL "
+                    "AND json_extract(record, '$.strategy')=? ORDER BY started DESC LIMIT ?",
+                    (Role.SOURCE, strategy, count),
+                )
+            )
+        )
+        return [float(row[0]) for row in rows]
+
     async def history(self, migration: str) -> list[tuple[str, str, str]]:
         """Role, phase and time of every transition, in order."""
         return await self._call(

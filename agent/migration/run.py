@@ -181,6 +181,12 @@ class Run:
             await self._together.take(on_the_wire)
             await self.bandwidth.take(on_the_wire)
 
+    def shown(self) -> dict[str, Any]:
+        """For the journal, and what is predicted next time: the blackout without what the memory had added to it."""
+        if "blackout_ms" not in self.figures or "by_memory" not in self.figures:
+            return {}
+        return {"fixed_ms": round(max(0.0, self.figures["blackout_ms"] - self.figures["by_memory"]), 1)}
+
     def sending(self, part: str) -> None:
         self.part = part
 

@@ -79,7 +79,7 @@ async def finish(run: Run, subject: Subject, host: Host, peer: PeerClient, strat
         if running.network_ms is not None:
             run.figures["network_ms"] = running.network_ms
         run.notes += [note for note in running.notes if note not in run.notes]
-        await run.enter(Phase.RUNNING)
+        await run.enter(Phase.RUNNING, **run.shown())
     if subject.offer.lazy:
         await until_whole(run, host, peer, strategy)
     await strategy.stop_serving(host.shell, run.id)

@@ -195,7 +195,7 @@ class Sources:
     async def _story(self, run: Run, request: Migrate) -> None:
         subject = await preflight.examine(self._host, request, run.id)
         async with self._peers(request.to) as peer:
-            await choosing.find_way(run, request, subject, peer)
+            await choosing.find_way(run, self._host, request, subject, peer)
             subject = subject.going_by(run.strategy, run.record.get("home") or None)
             await run.note_down(**subject.to_record(), strategy=run.strategy)
             run.notes += subject.notes

@@ -15,12 +15,12 @@ async def test_on_a_slow_link_only_post_copy_keeps_to_it_and_only_where_it_may(m
     try:
         await counts_on(moves[A], name)
         moves.lab.slow(B, "200mbit")
-        refused = await moves.migrate(name, A, B, max_blackout_ms=2500, compress="none")
+        refused = await moves.migrate(name, A, B, max_blackout_ms=3000, compress="none")
         assert refused.error is not None
         assert refused.error.code is ErrorCode.BLACKOUT_TOO_LONG, refused.error
         assert refused.error.consequence is Consequence.UNTOUCHED
         assert "--allow-postcopy" in refused.error.hint
-        reply = await moves.migrate(name, A, B, max_blackout_ms=2500, allow_postcopy=True, compress="none")
+        reply = await moves.migrate(name, A, B, max_blackout_ms=3000, allow_postcopy=True, compress="none")
         assert reply.kind is ReplyKind.FINISHED, reply.error
         assert reply.report is not None
         assert reply.report.strategy == "postcopy", reply.report.reason

@@ -1,12 +1,19 @@
 """Which strategy a move gets, and what is said of it."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 
 from agent.base.errors import Refused
-from agent.migration.choosing import choose, predicted_ms
+from agent.migration.choosing import choose, memory_ms, shown
+from agent.migration.journal import Journal
+from agent.migration.machine import Role
+from agent.migration.run import Run
 from protocol.commands import Migrate
 from protocol.errors import ErrorCode
 from protocol.peer import Probed
+from protocol.status import Phase
 
 MIB = 1 << 20
 GIGABIT = Probed(rate=118 * MIB)
@@ -17,10 +24,34 @@ def request(**fields: object) -> Migrate:
 
 
 def test_cold_grows_with_memory_and_with_a_slower_link_and_post_copy_does_not() -> None:
-    cold = [predicted_ms("cold", size * MIB, 118 * MIB) for size in (64, 1024)]
+    cold = [memory_ms("cold", size * MIB, 118 * MIB) for size in (64, 1024)]
     assert cold[1] - cold[0] > 8000
-    assert predicted_ms("cold", 64 * MIB, 10 * MIB) > 6000
-    assert predicted_ms("postcopy", 64 * MIB, 10 * MIB) == predicted_ms("postcopy", 4096 * MIB, 118 * MIB)
+    assert memory_ms("cold", 64 * MIB, 10 * MIB) > 6000
+    assert memory_ms("postcopy", 64 * MIB, 10 * MIB) == memory_ms("postcopy", 4096 * MIB, 118 * MIB) == 0
+
+
+async def test_what_is_predicted_is_what_the_hosts_last_moves_have_shown(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal.sqlite")
+    await journal.open()
+    try:
+        for number, blackout in enumerate([9000, 240, 260, 250, 300, 280, 900, 270]):
+            entry = Run.entry(f"m-{number}", Role.SOURCE, "web", "beta", {"strategy": "postcopy"})
+            run = Run(journal, replace(entry, started=f"2026-01-01T00:00:0{number}", phase=Phase.COMMITTED))
+            run.figures |= {"blackout_ms": blackout, "by_memory": 10}
+            await run.enter(Phase.RUNNING, **run.shown())
+        fixed = await shown(journal)
+    finally:
+        await journal.close()
+    assert fixed == {"postcopy": 260}
+    choice = choose(request(strategy="postcopy"), MIB, GIGABIT, fixed)
+    assert choice.predicted_ms == 260
+    assert "260 ms predicted" in choice.reason
+    assert choose(request(strategy="cold"), 64 * MIB, GIGABIT, fixed).predicted_ms > 500
+
+
+def test_a_move_that_a_restarted_agent_has_seen_through_shows_nothing() -> None:
+    run = Run(Journal(Path("unused")), Run.entry("m-1", Role.SOURCE, "web", "beta", {}))
+    assert run.shown() == {}
 
 
 @pytest.mark.parametrize("allowed", [False, True])
