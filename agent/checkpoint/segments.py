@@ -11,6 +11,7 @@ import re
 import tarfile
 from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from agent.base.errors import CorruptPart
 
@@ -25,6 +26,7 @@ LOOK_AGAIN_SECONDS = 0.002
 """Between two looks at files that grow; a look at a tmpfs costs some microseconds."""
 GROWING = re.compile(r"pages-\d+\.img")
 _libc = ctypes.CDLL(None, use_errno=True)
+_NOTHING: Mapping[str, str] = MappingProxyType({})
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
@@ -100,13 +102,20 @@ class SegmentWriter:
     """Takes the tarball apart again as its bytes come; `feed` blocks only for the writes.
 
     Raises CorruptPart for whatever is not a segment of an expected file. `places` maps a member's file name to where
-    it is written; None takes any well-formed name into `folder`.
+    it is written; None takes any well-formed name into `folder`, those of `aside` by another name.
     """
 
-    def __init__(self, folder: Path, places: Mapping[str, Path] | None = None, limit: int | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        places: Mapping[str, Path] | None = None,
+        limit: int | None = None,
+        aside: Mapping[str, str] = _NOTHING,
+    ) -> None:
         self._folder = folder
         self._places = places
         self._limit = limit
+        self._aside = aside
         self._pending = bytearray()
         self._fds: dict[str, int] = {}
         self._left = 0
@@ -172,7 +181,7 @@ class SegmentWriter:
     def _open(self, name: str) -> int:
         fd = self._fds.pop(name, -1)
         if fd < 0:
-            path = self._folder / name if self._places is None else self._places.get(name)
+            path = self._places.get(name) if self._places is not None else self._folder / self._aside.get(name, name)
             if path is None:
                 raise CorruptPart(f"the stream has a file that is not expected: {name!r}")
             fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)

@@ -16,6 +16,7 @@ from typing import Any
 
 from agent.base.errors import StepFailed
 from agent.base.shell import Shell
+from agent.base.tasks import readable
 from agent.checkpoint import proc
 from agent.checkpoint.criu import CriuOptions
 from agent.network import identity, lock
@@ -55,15 +56,15 @@ FILES = {
     "sysctls": handover.SYSCTLS,
     "made": handover.MADE,
 }
-WRAPPER = {"passed": handover.PASSED, "there": handover.THERE, "criu": handover.CRIU}
+WRAPPER = {"passed": handover.PASSED, "armed": handover.ARMED, "criu": handover.CRIU}
 HOLDING = {"release": handover.RELEASE, "held": handover.HELD, "run": handover.RUN}
-FIFOS = (handover.GO, handover.EVENTS, handover.THERE, handover.CRIU, handover.MADE, handover.HELD, handover.RELEASE)
+FIFOS = (handover.GO, handover.EVENTS, handover.ARMED, handover.CRIU, handover.MADE, handover.HELD, handover.RELEASE)
 
 CRIU = """\
 #!/bin/sh
-# What runc finds as `criu`. It asks for the version before anything else, and waits here: what it does up to then is
-# done before the blackout. An end of file is the end of the runtime that would have said so.
-[ -e {folder}/{passed} ] || read -r there <{folder}/{there} || exit 1
+# What runc finds as `criu`. It asks for the version before anything else, and waits here until it may look into the
+# images. CRIU itself waits for the first of them. An end of file is the end of the runtime.
+[ -e {folder}/{passed} ] || read -r armed <{folder}/{armed} || exit 1
 PATH=${{PATH#*:}}
 # its end is seen by the runtime: runc waits on for what a killed CRIU had restored by then
 echo $$ 1<>{folder}/{criu}
@@ -127,6 +128,25 @@ class HandOver:
     def work(self) -> Path:
         return self.path / handover.WORK
 
+    @property
+    def lazy(self) -> Path:
+        return self.path / handover.LAZY
+
+    def hold_back_from_lazy(self) -> None:
+        """Have CRIU's lazy-pages daemon wait for its first image, which is a fifo: it ends if this agent does."""
+        self.lazy.mkdir(mode=0o700, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            os.mkfifo(self.lazy / handover.INVENTORY, 0o600)
+        self._open[handover.LAZY] = os.open(self.lazy / handover.INVENTORY, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+
+    def give_to_lazy(self) -> None:
+        """All images are there; blocks for a moment."""
+        for image in self.images.iterdir():
+            if image.name != handover.INVENTORY:
+                with contextlib.suppress(FileExistsError):
+                    (self.lazy / image.name).symlink_to(image)
+        os.write(self._open[handover.LAZY], handover.for_fifo((self.images / handover.INVENTORY_THERE).read_bytes()))
+
     async def lay_out(
         self,
         *,
@@ -153,6 +173,8 @@ class HandOver:
                 os.mkfifo(self.path / name, 0o600)
         self.work.mkdir(exist_ok=True, mode=0o700)
         await mount_tmpfs(self._shell, self.images, image_bytes)
+        with contextlib.suppress(FileExistsError):
+            os.mkfifo(self.images / handover.INVENTORY, 0o600)
         (self.path / handover.BIN).mkdir(exist_ok=True, mode=0o700)
         self._script(f"{handover.BIN}/criu", CRIU.format(folder=self.path, **WRAPPER))
         put_scripts(self.path, self.path, options, stand_in)
@@ -169,6 +191,12 @@ class HandOver:
     def without_stand_in(self) -> None:
         """The network will be there before the restore, so no address has to stand on lo."""
         (self.path / handover.ADDRESSES).write_text("")
+
+    def stand_in(self) -> bool:
+        """Whether addresses were put on lo."""
+        with contextlib.suppress(OSError):
+            return bool((self.path / handover.ADDRESSES).read_text())
+        return False
 
     def give_images_to(self, ids: IdMap) -> None:
         give_images_to(self.images, ids)
@@ -211,6 +239,21 @@ class HandOver:
     async def event(self) -> str:
         """The next word of the runtime: staged, printed, held or failed; the last two when `result` is there."""
         return await self._events.get()
+
+    def arm(self) -> None:
+        """Have runc and CRIU go on to where CRIU needs the images: `descriptors.json`, which runc reads, is there."""
+        if not (self.path / handover.PASSED).exists():
+            (self.path / handover.PASSED).touch(0o600)
+            self._write(handover.ARMED, "armed")
+
+    async def runtime_ended(self) -> None:
+        """Wait until nobody can say anything any more of what was restored."""
+        with contextlib.suppress(ProcessLookupError):
+            ended = os.pidfd_open(self.staged().pid)
+            try:
+                await readable(ended)
+            finally:
+                os.close(ended)
 
     def say(self, word: str) -> None:
         """Tell the waiting runtime; kept in the fifo until it reads."""

@@ -175,8 +175,10 @@ class PageChannel:
             self._writer.close()
             self._writer = None
 
-    async def carry(self, socket: WebSocket, pace: Pace | None = None) -> None:
-        """Carry bytes between the end and the peer until either hangs up.
+    async def carry(
+        self, socket: WebSocket, pace: Pace | None = None, taking: Callable[[], Awaitable[None]] | None = None
+    ) -> None:
+        """Carry bytes between the end and the peer until either hangs up; each waits for `pace`, or for `taking`.
 
         Raises:
             TransferFailed: there is no end here.
@@ -197,6 +199,8 @@ class PageChannel:
             async for message in socket:
                 if message.type is not aiohttp.WSMsgType.BINARY:
                     break
+                if taking is not None:
+                    await taking()
                 writer.write(message.data)
                 await writer.drain()
 

@@ -9,11 +9,16 @@ from agent.checkpoint.criu import tasks_in
 from agent.checkpoint.segments import SegmentWriter
 from agent.doors.handover import RestoreResult
 from agent.doors.peer_server import Stream
+from agent.runtime import handover
 from protocol.peer import Manifest, Offer, SentPart
 
 IMAGE_ROOM = 64 << 20
 """Beside the memory itself: CRIU's other images, and what the container allocates until it is frozen."""
 IMAGE_FACTOR = 1.25
+DESCRIPTORS, MOST_DESCRIPTORS = "descriptors.json", 64 << 10
+"""runc's own image, which it writes before it calls CRIU."""
+ASIDE = {handover.INVENTORY: handover.INVENTORY_THERE}
+"""CRIU waits for this image, and takes it for the sign that all are there."""
 
 
 def image_room(offer: Offer) -> int:
@@ -31,7 +36,7 @@ async def take_segments(
         StepFailed: there is no room for it.
 
     """
-    writer = SegmentWriter(folder, places, limit=limit)
+    writer = SegmentWriter(folder, places, limit=limit, aside=ASIDE)
     try:
         async for chunk in aiter(stream):
             writer.feed(chunk)
@@ -42,13 +47,28 @@ async def take_segments(
         writer.close()
 
 
+async def take_descriptors(stream: Stream, images: Path) -> None:
+    """What runc wants to know before it calls CRIU: it comes ahead of the images, and again with them.
+
+    Raises:
+        CorruptPart: it is larger than that can be.
+
+    """
+    content = b""
+    async for chunk in aiter(stream):
+        content += chunk
+        if len(content) > MOST_DESCRIPTORS:
+            raise CorruptPart(f"{DESCRIPTORS} is larger than the names of three streams")
+    (images / DESCRIPTORS).write_bytes(content)
+
+
 def check(manifest: Manifest, parts: Mapping[str, SentPart], images: Path) -> None:
     """All of it is here, as it was sent; raises CorruptPart where it is not."""
     for part in manifest.parts:
         if parts.get(part.name) != part:
             raise CorruptPart(f"{part.name} did not arrive as it was sent")
     for image in manifest.images:
-        path = images / image.name
+        path = images / ASIDE.get(image.name, image.name)
         if not path.is_file() or path.stat().st_size != image.size:
             raise CorruptPart(f"the image {image.name} did not arrive whole")
 

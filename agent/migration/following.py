@@ -4,6 +4,8 @@ Whether all of it is here is noted in the journal: what knows it otherwise, the 
 copy whose memory can't come any more is held at once, since it would take for zeros what it had in the missing pages.
 """
 
+import asyncio
+import contextlib
 import logging
 import time
 
@@ -24,6 +26,7 @@ ARRIVED_SECONDS = 5.0
 HUNG_UP_SECONDS = 5.0
 """For CRIU's daemon to end by itself, when the source has said that no more comes."""
 FREEZE_SECONDS = 10.0
+WAIT_SECONDS = 1.0
 
 
 class Following:
@@ -36,13 +39,17 @@ class Following:
         self._lazy = lazy
         self._channel = PageChannel(host.shell, hand_over.path / "pages")
         self._hung_up_at: float | None = None
+        self._going = asyncio.Event()
+        self._going.set()
 
     # --- before it runs ---
 
     async def expect(self) -> None:
-        """Have this end of the page channel, before the freeze."""
+        """Have this end of the page channel, and CRIU's daemon where it needs the images, before the freeze."""
         if self._lazy:
-            await self._channel.start(*lazy_pages_command(self._hand_over.images, self._hand_over.work))
+            await self._channel.start(*lazy_pages_command(self._hand_over.lazy, self._hand_over.work))
+            self._hand_over.hold_back_from_lazy()
+            self._channel.begin()
 
     async def ask(self) -> None:
         """CRIU's daemon has to listen before the restore: each task gives it its page faults.
@@ -52,7 +59,7 @@ class Following:
 
         """
         if self._lazy:
-            self._channel.begin()
+            self._hand_over.give_to_lazy()
             if not await self._channel.until_ready():
                 raise RestoreFailed(
                     "CRIU's lazy-pages daemon has failed", detail=(*self._digest(), *self._channel.said)
@@ -63,9 +70,23 @@ class Following:
         if self._lazy and await self._channel.connect():
             self._channel.guard(*freezer.freezing(group))
 
+    def wait_with_the_rest(self) -> None:
+        """From the restore to `go_on` no memory comes: nobody can ask for any, and it would be in the way."""
+        self._going.clear()
+
+    def go_on(self) -> None:
+        self._going.set()
+
     async def carry(self, socket: WebSocket) -> None:
         """Carry the source's link to this end of the channel, until either breaks."""
-        await self._channel.carry(socket)
+        await self._channel.carry(socket, taking=self._turn)
+
+    async def _turn(self) -> None:
+        """Wait for `go_on`; a decision that does not come for long must not look like a broken link."""
+        if not self._going.is_set():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(WAIT_SECONDS):
+                    await self._going.wait()
 
     # --- when it runs ---
 

@@ -1,4 +1,4 @@
-"""A restored copy that CRIU holds: how dockerd gets it; how it is ended without having run, with all that hold it."""
+"""A restored copy that CRIU holds: what is heard of it, how dockerd gets it, how it is ended without having run."""
 
 import asyncio
 import contextlib
@@ -17,8 +17,36 @@ from agent.network import quiet, sockets
 from agent.network.namespace import open_namespace
 
 LOOK_SECONDS = 0.1
+WORD_SECONDS = 1.0
 GIVEN_UP_SECONDS = 20.0
 """So long at most dockerd's start goes on after the end of what it was to start."""
+
+
+async def next_word(
+    hand_over: HandOver, start: "asyncio.Task[None]", given_up: asyncio.Event, wanted: tuple[str, ...]
+) -> str:
+    """What the runtime says, waiting for one of these; empty where none comes, or it is not waited for any more."""
+    hearing = asyncio.create_task(hand_over.event(), name=f"hear {wanted}")
+    giving_up = asyncio.create_task(given_up.wait(), name="give up")
+    ended = asyncio.create_task(_no_more_words(hand_over, start, wanted), name="end of the runtime")
+    try:
+        await asyncio.wait({hearing, giving_up, ended}, return_when=asyncio.FIRST_COMPLETED)
+        if not giving_up.done():  # the word comes before the end, but the two may be seen in the other order
+            await asyncio.wait({hearing, giving_up}, timeout=WORD_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+        return hearing.result() if hearing.done() else ""
+    finally:
+        for waiting in (hearing, giving_up, ended):
+            waiting.cancel()
+
+
+async def _no_more_words(hand_over: HandOver, start: "asyncio.Task[None]", wanted: tuple[str, ...]) -> None:
+    """Wait until none of these can come: dockerd's start has failed; or it has returned, and the restore has ended."""
+    await asyncio.wait({start})
+    if start.cancelled() or start.exception() is not None:
+        return
+    if wanted == ("printed",):  # said by a child of the runtime, when containerd reads
+        await asyncio.Event().wait()
+    await hand_over.runtime_ended()
 
 
 async def is_started(start: "asyncio.Task[None]", result: RestoreResult, seconds: float) -> bool:

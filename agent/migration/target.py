@@ -40,7 +40,6 @@ STREAM_END_SECONDS = 10.0
 START_SECONDS = 10.0
 """For dockerd to attach the network to what is restored; it takes well under a second."""
 RESUME_LOOK_SECONDS = 0.001
-WORD_SECONDS = 1.0
 
 
 class Target:
@@ -130,6 +129,9 @@ class Target:
         with self._streaming():
             if name == "init":
                 await init.keep(self.offer.init, aiter(stream))
+            elif name == arrival.DESCRIPTORS:
+                await arrival.take_descriptors(stream, self._hand_over_again().images)
+                self._hand_over_again().arm()  # what runc and CRIU can do without the images they do now
             else:
                 await self._files(name, stream)
             self._took(stream.part(name))
@@ -181,17 +183,13 @@ class Target:
         await asyncio.to_thread(images.mend, self._hand_over.images)
         if self._staged is not None:
             self._hand_over.give_images_to(self._staged.ids)
+        self._hand_over.arm()
         await self.following.ask()
         self._hand_over.say(handover.RESTORE)
         await self._restored()
+        self.following.wait_with_the_rest()
         result = self._hand_over.result()
         await both(self._taken_over(), held.or_why_it_ended(self._proved(manifest, result), self._start))
-        early = self._staged is not None and self._staged.network_attached_early
-        wanted = (fitting.host_config(self.offer.create).get("Sysctls") or {}).get("net.ipv4.ip_nonlocal_bind", "")
-        await both(
-            asyncio.to_thread(identity.bind_as_usual, result.pid, wanted),
-            identity.take_down_stand_in(self._host.shell, result.pid, () if early else self._addresses()),
-        )
         await self.run.enter(Phase.PREPARED, pid=result.pid, pid_start=proc.start_time(result.pid))
         return Prepared(
             tasks=manifest.tasks,
@@ -256,6 +254,7 @@ class Target:
         await lock.unlock(self._host.shell, pid)
         self.run.figures["network_ms"] = (time.monotonic() - began) * 1000
         self._hand_over_again().release()
+        self.following.go_on()
         await freezer.thaw(group)
         async with asyncio.timeout(self._host.settings.deadlines.go):
             while any(task.tracer for task in proc.tasks(group.tasks())):
@@ -285,6 +284,7 @@ class Target:
         """
         if self.run.phase is Phase.RUNNING:
             await self.go()
+            await self._network_as_usual()
             if await self.following.look() is not Arrival.WHOLE and not await self.following.give_up(asked=asked):
                 return
             await self.settle()
@@ -354,6 +354,14 @@ class Target:
                     self._quiet.clear()
                     await self._quiet.wait()
 
+    async def _network_as_usual(self) -> None:
+        """What was there for the restore alone goes; nobody minds that it stays until here."""
+        pid = int(self.run.record["pid"])
+        if proc.start_time(pid) == self.run.record["pid_start"]:
+            stand_in = self._addresses() if self._hand_over_again().stand_in() else ()
+            sysctls = fitting.host_config(self.offer.create).get("Sysctls") or {}
+            await identity.as_usual(self._host.shell, pid, stand_in, sysctls)
+
     def _addresses(self) -> list[str]:
         return [address for network in self.offer.networks for address in network.addresses]
 
@@ -367,24 +375,15 @@ class Target:
             wanted.discard(await self._next_event(*sorted(wanted)))
 
     async def _next_event(self, *wanted: str) -> str:
-        """The runtime's word, or the reason why dockerd's start ended without it."""
+        """The runtime's word, or the reason why there is none."""
         assert self._hand_over is not None
         assert self._start is not None
-        hearing = asyncio.create_task(self._hand_over.event(), name=f"hear {wanted}")
-        ended = {self._start} if wanted != ("printed",) else set()  # it may come after the start has returned
-        giving_up = asyncio.create_task(self._given_up.wait(), name="give up")
-        try:
-            await asyncio.wait({hearing, giving_up, *ended}, return_when=asyncio.FIRST_COMPLETED)
-            if not giving_up.done():  # the word comes before the end, but the two may be seen in the other order
-                await asyncio.wait({hearing, giving_up}, timeout=WORD_SECONDS, return_when=asyncio.FIRST_COMPLETED)
-            if hearing.done() and hearing.result() in wanted:
-                return hearing.result()
-        finally:
-            hearing.cancel()
-            giving_up.cancel()
+        word = await held.next_word(self._hand_over, self._start, self._given_up, wanted)
+        if word in wanted:
+            return word
         if self._given_up.is_set():
             raise Cancelled(f"the source has taken the migration of {self.offer.container} back")
-        if hearing.done():
+        if word:
             await held.end_in_part(self._hand_over)  # dockerd waits for the end of what a killed CRIU has left
         reason = await held.why_not(self._start, self._host.settings.deadlines.docker)
         log = self._hand_over.work / "restore.log"

@@ -5,11 +5,12 @@ the addresses stand on `lo`: as /32 and /128 (a wider prefix makes the whole sub
 with RST), with a default route of a high metric (without one, dockerd fails to set its gateway: "file exists").
 """
 
+import asyncio
 import contextlib
 import fcntl
 import socket
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_interface
 from pathlib import Path
@@ -90,6 +91,13 @@ def bind_as_usual(pid: int, wanted: str) -> None:
     """
     if not is_ours(pid):  # the host's setting was not changed
         within(pid, lambda: NONLOCAL_BIND.write_text(str(int(wanted or 0))))
+
+
+async def as_usual(shell: Shell, pid: int, stand_in: Sequence[str], sysctls: Mapping[str, str]) -> None:
+    """Make sure that nothing is left in the network namespace that was there for the restore alone."""
+    with contextlib.suppress(OSError):  # the process is gone
+        await asyncio.to_thread(bind_as_usual, pid, sysctls.get("net.ipv4.ip_nonlocal_bind", ""))
+    await take_down_stand_in(shell, pid, stand_in)
 
 
 def announce(pid: int) -> list[str]:

@@ -1,4 +1,4 @@
-"""Where agent and runtime meet: the hand-over folder of one container. Names only; both sides import this.
+"""Where agent and runtime meet: the hand-over folder of one container. Both sides import this.
 
 /run/transship/handover/CONTAINER-ID/   root only, on a tmpfs; its existence makes the runtime restore
     plan.json       agent -> runtime    how to restore
@@ -11,9 +11,9 @@
     addresses       agent -> hook       stand-in addresses, until dockerd has given the container its own
     log             agent -> runtime    what was printed last, to be printed again
     sysctls         runtime -> hook     settings of the network, as shell commands
-    bin/criu        agent -> runc       what runc takes for CRIU: waits until there are images, then is CRIU
-    images-there    fifo, runtime -> bin/criu  one line
-    passed          runtime -> bin/criu        from then on it does not wait any more
+    bin/criu        agent -> runc       what runc takes for CRIU: waits until runc may go on, then is CRIU
+    armed           fifo, agent -> bin/criu    one line: what runc needs of the images itself is there
+    passed          agent -> bin/criu          from then on it does not wait any more
     criu            fifo, bin/criu -> runtime  one line each time that it becomes CRIU: its process
     go              fifo, agent -> runtime     one word: `restore` or `discard`
     events          fifo, runtime -> agent     one line an event: staged, printed, held, failed
@@ -21,12 +21,15 @@
     made            fifo, hook -> runtime      one line: the first process, whose network namespace is locked
     held            fifo, CRIU -> runtime      one line: the first process, when every task is restored and held
     release         fifo, agent -> hold.sh     one word: the tasks run
-    restoring       locked by the runtime for as long as a restore is under way that `create` has not waited for
+    restoring       runtime -> `start`         there if `create` has not waited for the restore; the agent waits for it
     restored        runtime -> `start`         there once the tasks are held
     result.json     runtime -> agent    how the restore ended, with times
-    images/         tmpfs, CRIU's images
+    images/         tmpfs, CRIU's images; till all are there, `inventory.img` is a fifo, runtime -> CRIU
+    lazy/           the same for CRIU's lazy-pages daemon, agent -> CRIU; links to the images
     work/           CRIU's logs and statistics
 """
+
+import os
 
 ROOT = "/run/transship/handover"
 
@@ -46,7 +49,7 @@ HELD = "held"
 RESTORING = "restoring"
 RESTORED = "restored"
 BIN = "bin"
-THERE = "images-there"
+ARMED = "armed"
 PASSED = "passed"
 CRIU = "criu"
 RELEASE = "release"
@@ -54,11 +57,21 @@ STAGED = "staged.json"
 RESULT = "result.json"
 LOG = "log"
 IMAGES = "images"
+INVENTORY = "inventory.img"
+"""The image that CRIU opens before any other."""
+INVENTORY_THERE = "inventory.there"
+"""What has come of it, until it takes its place."""
+LAZY = "lazy"
 WORK = "work"
 
 RESTORE = "restore"
 DISCARD = "discard"
 RUN = "go"
+
+
+def for_fifo(image: bytes) -> bytes:
+    """An image for a CRIU that reads it from a fifo that stays open: it asks for a page (criu/bfd.c), or the end."""
+    return image.ljust(os.sysconf("SC_PAGE_SIZE"), b"\0")
 
 
 def folder(container_id: str) -> str:

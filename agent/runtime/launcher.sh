@@ -12,12 +12,13 @@ if [ -n "$id" ] && [ -f "$handover/plan.json" ]; then
             # the images may still be on their way: this waits for them, then becomes `runc restore`
             exec @PYTHON@ -I -S @RUNTIME@/restore.py "$@" ;;
         start)
-            # restored by `create`, every task stopped; the agent lets them go by the source's decision, not dockerd
-            if [ -f "$handover/restoring" ]; then
-                flock "$handover/restoring" true # for as long as it is still under way
-                [ -f "$handover/restored" ] || { echo "transship: the restore failed" >&2; exit 1; }
+            # restored by `create`, every task stopped; the agent lets them go by the source's decision, not dockerd.
+            # A restore that goes on is the agent's to wait for; one that fails is an end of the container
+            if [ -f "$handover/restoring" ] && [ ! -f "$handover/restored" ] && [ -f "$handover/result.json" ]; then
+                echo "transship: the restore failed" >&2
+                exit 1
             fi
-            [ -f "$handover/restored" ] && exit 0 ;;
+            { [ -f "$handover/restoring" ] || [ -f "$handover/restored" ]; } && exit 0 ;;
         exec)
             # a probe of its health, most likely: while the copy is held it could only fail, and would count
             while [ -f "$handover/plan.json" ]; do sleep 0.05; done ;;

@@ -1,14 +1,14 @@
 """`create` for a container with images on their way: wait for them, then `runc restore` in place of `runc create`.
 
 Started by launcher.sh while the container still runs at the source. By the time the agent says `restore`, everything
-is loaded, the bundle is amended, and runc waits where it first needs CRIU: the blackout sees CRIU's start and no other.
+is loaded, the bundle is amended, and CRIU waits for its first image, which is a fifo: the blackout sees no start.
 
 It does not wait for runc's end. CRIU holds the restored tasks (hold.sh), and runc goes on in the background until the
 tasks run. Nor does it wait for the hold on Docker 28, which attaches the network only after `create`, and can do that
-beside the restore: there it returns when the network namespace is there and locked, and `start` waits for the hold.
+beside the restore: there it returns when the network namespace is there and locked. `start` does not wait either: the
+agent does.
 """
 
-import fcntl
 import json
 import os
 import re
@@ -25,6 +25,8 @@ from agent.runtime import handover
 
 # Flags that `runc create` has and `runc restore` has not; dropped with their meaning, which a restore doesn't need.
 CREATE_ONLY_FLAGS = {"--no-new-keyring"}
+CLEAR_SECONDS = 10.0
+"""For runc to clear up what it had made, when CRIU ends before it has begun."""
 SYSCTL = re.compile(r"[A-Za-z0-9_./:@-]+")
 CREATE_ONLY_OPTIONS = {"--preserve-fds", "--pidfd-socket"}
 NEXT_CALL_SECONDS = 2.0
@@ -217,37 +219,46 @@ def main(argv: list[str]) -> int:
         *("runc", *global_flags, "restore", "--detach", "--image-path", f"{folder}/{handover.IMAGES}"),
         *("--work-path", f"{folder}/{handover.WORK}", *plan["flags"], *flags, container),
     ]
-    # read-write, and kept: the fifo holds the word until runc asks for it, and ends with this process
-    there = os.open(f"{folder}/{handover.THERE}", os.O_RDWR | os.O_CLOEXEC)
+    # read-write, and kept: a fifo holds what is in it until it is asked for, and ends with this process
+    armed = os.open(f"{folder}/{handover.ARMED}", os.O_RDWR | os.O_CLOEXEC)
+    inventory = os.open(f"{folder}/{handover.IMAGES}/{handover.INVENTORY}", os.O_RDWR | os.O_CLOEXEC)
+    calls = os.open(f"{folder}/{handover.CRIU}", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     path = {"PATH": f"{folder}/{handover.BIN}:{os.environ.get('PATH') or os.defpath}"}
     # a session of its own: containerd's end of this call must not be the end of the restore
     runc = subprocess.Popen(command, start_new_session=True, env={**os.environ, **path})
     tell(folder, "staged")
     if wait_for_word(folder) != handover.RESTORE:
-        os.killpg(runc.pid, signal.SIGKILL)  # it has made nothing but its folder, which goes with the container
+        for fifo in (armed, inventory):  # whoever waits there fails of it, and runc clears up
+            os.close(fifo)
+        if not select.select([os.pidfd_open(runc.pid)], [], [], CLEAR_SECONDS)[0]:
+            os.killpg(runc.pid, signal.SIGKILL)
         runc.wait()
         print("transship: the migration was taken back", file=sys.stderr)
         return 1
-    restoring = Restoring(folder, runc, option(flags, "--pid-file"), time.time())
+    restoring = Restoring(folder, runc, option(flags, "--pid-file"), calls)
     print_again(folder)
-    put(f"{folder}/{handover.PASSED}", "")
-    os.write(there, b"there\n")
+    there = f"{folder}/{handover.IMAGES}/{handover.INVENTORY_THERE}"
+    with open(there, "rb") as file:  # noqa: PTH123
+        content = file.read()
+    os.rename(there, f"{folder}/{handover.IMAGES}/{handover.INVENTORY}")  # noqa: PTH104 - for a CRIU that comes late
+    os.write(inventory, handover.for_fifo(content))
     return restoring.to_the_end() if early else restoring.to_the_namespaces()
 
 
 class Restoring:
     """A restore under way, and how long `create` takes part in it."""
 
-    def __init__(self, folder: str, runc: "subprocess.Popen[bytes]", pid_file: str, began: float) -> None:
+    def __init__(self, folder: str, runc: "subprocess.Popen[bytes]", pid_file: str, calls: int) -> None:
         self._folder = folder
         self._runc = runc
         self._pid_file = pid_file
-        self._began = began
+        self._criu = calls
+        self._began = time.time()
         self._ended = os.pidfd_open(runc.pid)
         # opened here, before anybody can write: a fifo that nobody has open forgets
-        self._made, self._held, self._criu = (
+        self._made, self._held = (
             os.open(f"{folder}/{fifo}", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-            for fifo in (handover.MADE, handover.HELD, handover.CRIU)
+            for fifo in (handover.MADE, handover.HELD)
         )
 
     def to_the_end(self) -> int:
@@ -260,9 +271,7 @@ class Restoring:
 
     def to_the_namespaces(self) -> int:
         """Wait until the network namespace is there and locked, and leave the rest to a child; as `to_the_end`."""
-        # by the open file, so that it ends with the child, however that ends; `start` waits for it
-        lock = os.open(f"{self._folder}/{handover.RESTORING}", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        put(f"{self._folder}/{handover.RESTORING}", "")
         child = os.fork()
         if child == 0:
             code = 1

@@ -5,16 +5,21 @@ out again, so the source needs neither disk nor the memory twice as long as the 
 """
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+from agent.base.errors import CorruptPart
 from agent.base.shell import Shell
 from agent.base.tasks import both
 from agent.checkpoint import segments
 from agent.strategy import Memory, Progress
 from agent.strategy.dump import Dump
 from protocol.peer import ImageFile, SentPart
+
+DESCRIPTORS = "descriptors.json"
+"""runc writes it before it calls CRIU."""
 
 
 class Cold:
@@ -36,6 +41,16 @@ class Cold:
         dump = self._dump_of(memory.shell, memory.migration)
         await dump.make_ready(memory.container_id, memory.resident_bytes, memory.options)
         await dump.start(memory.container_id, "the source")
+        await self._send_ahead(memory, dump)
+
+    async def _send_ahead(self, memory: Memory, dump: Dump) -> None:
+        """What the target's runc wants to know before it calls CRIU. An older agent takes it with the images only."""
+
+        async def content() -> AsyncIterator[bytes]:
+            yield (dump.images / DESCRIPTORS).read_bytes()
+
+        with contextlib.suppress(CorruptPart):
+            await memory.peer.send_files(memory.migration, DESCRIPTORS, content())
 
     async def dump_and_send(self, memory: Memory) -> tuple[SentPart, tuple[ImageFile, ...]]:
         dump = self._dump_of(memory.shell, memory.migration)

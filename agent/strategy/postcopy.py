@@ -51,6 +51,7 @@ class PostCopy(Cold):
         await channel.start(*dump.lazy_command(memory.container_id))
         channel.begin()
         await dump.at_gate(self._failed(channel), "the source")
+        await self._send_ahead(memory, dump)
         self._started.set()
         async with within(LINK_SECONDS, "linking the page channel"):
             await self._linked.wait()

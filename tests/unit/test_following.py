@@ -1,5 +1,6 @@
 """Whether the memory of a copy is here: what its target says, and what it does where that can't be any more."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, cast
@@ -9,6 +10,7 @@ import pytest
 from agent.checkpoint import freezer, logs, proc
 from agent.checkpoint.freezer import Cgroup
 from agent.doors.handover import HandOver
+from agent.migration import following as following_module
 from agent.migration.following import Following
 from agent.migration.journal import Journal
 from agent.migration.machine import Role
@@ -124,3 +126,23 @@ async def test_once_it_is_given_up_it_stays_so(world: World, monkeypatch: pytest
     assert await world.following().give_up(asked=False)
     assert ended == [world.group, world.group]
     assert (await kept(world))["given_up"]
+
+
+async def test_no_memory_comes_from_the_hold_to_the_go(world: World) -> None:
+    following = world.following()
+    await following._turn()
+    following.wait_with_the_rest()
+    turn = asyncio.create_task(following._turn())
+    await asyncio.sleep(0)
+    assert not turn.done()
+    following.go_on()
+    await turn
+
+
+async def test_a_go_that_is_long_in_coming_does_not_break_the_link(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(following_module, "WAIT_SECONDS", 0)
+    following = world.following()
+    following.wait_with_the_rest()
+    await following._turn()

@@ -2,12 +2,14 @@
 
 import asyncio
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from agent.base.errors import ContainerGone, StepFailed
 from agent.checkpoint import freezer
 from agent.checkpoint.freezer import Cgroup
+from agent.doors.handover import HandOver
 from agent.migration import held
 
 COPY = "c" * 64
@@ -74,3 +76,44 @@ async def test_why_a_copy_is_gone_is_for_dockerd_to_say() -> None:
     with pytest.raises(ContainerGone):
         await held.or_why_it_ended(gone(), asyncio.create_task(taken()))
     await held.or_why_it_ended(taken(), None)
+
+
+class _Said:
+    """A hand-over folder: what is said there, and whether anybody is left who could say more."""
+
+    def __init__(self) -> None:
+        self.words: asyncio.Queue[str] = asyncio.Queue()
+        self.over = asyncio.Event()
+
+    async def event(self) -> str:
+        return await self.words.get()
+
+    async def runtime_ended(self) -> None:
+        await self.over.wait()
+
+
+async def _start(failure: Exception | None = None) -> None:
+    if failure is not None:
+        raise failure
+
+
+async def test_a_start_that_has_returned_is_no_end_of_the_restore() -> None:
+    said, start = _Said(), asyncio.create_task(_start())
+    await start
+    hearing = asyncio.create_task(held.next_word(cast("HandOver", said), start, asyncio.Event(), ("held",)))
+    await asyncio.sleep(0)
+    assert not hearing.done()
+    said.words.put_nowait("held")
+    assert await hearing == "held"
+
+
+async def test_a_runtime_that_ends_without_a_word_is_one() -> None:
+    said, start = _Said(), asyncio.create_task(_start())
+    said.over.set()
+    assert await held.next_word(cast("HandOver", said), start, asyncio.Event(), ("held",)) == ""
+
+
+async def test_a_start_that_fails_is_one_and_what_was_said_before_is_heard() -> None:
+    said, start = _Said(), asyncio.create_task(_start(StepFailed("no network")))
+    said.words.put_nowait("failed")
+    assert await held.next_word(cast("HandOver", said), start, asyncio.Event(), ("held",)) == "failed"
