@@ -27,7 +27,8 @@ def main() -> int:
     options = _options()
     shell.unwind_on_sigterm()
     if options.write_page:
-        PAGE.write_text(report.markdown(report.together([json.loads(file.read_text()) for file in options.write_page])))
+        first, again = ([json.loads(file.read_text()) for file in each] for each in (options.write_page, options.again))
+        PAGE.write_text(report.markdown(report.together(first), again))
         return 0
     out = Outcome()
     try:
@@ -56,6 +57,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--evacuation", type=int, default=0, metavar="N", help="first evacuate so many, 4 at a time")
     parser.add_argument("--page", action="store_true", help="write docs/reliability.md")
     parser.add_argument("--write-page", type=Path, nargs="+", metavar="FILE", help="write it from JSON files alone")
+    parser.add_argument(
+        "--again", type=Path, nargs="+", default=[], metavar="FILE", help="with it: runs that were done again since"
+    )
     parser.add_argument(
         "--logs", type=Path, metavar="FOLDER", help="keep the agents' logs of runs with a violation there"
     )

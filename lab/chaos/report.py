@@ -111,10 +111,10 @@ def write(file: Path, found: Row) -> None:
     file.write_text(json.dumps(found, indent=1) + "\n")
 
 
-def markdown(found: Row) -> str:
-    """docs/reliability.md."""
+def markdown(found: Row, again: Sequence[Row] = ()) -> str:
+    """docs/reliability.md; `again` are campaigns of runs that were done again since, one by one."""
     rows = found["each"]
-    parts = [_head(found), _faults(found), _cells(rows), _ends(rows), _figures(found), _violations(rows)]
+    parts = [_head(found), _faults(found), _cells(rows), _ends(rows), _figures(found), _violations(rows, again)]
     return "\n".join(parts)
 
 
@@ -229,12 +229,22 @@ def _spread(values: Iterable[float]) -> str:
     return f"{statistics.median(found):.2f} s in the middle, {found[-1]:.2f} s at most"
 
 
-def _violations(rows: list[Row]) -> str:
+def _violations(rows: list[Row], again: Sequence[Row]) -> str:
     lines = ["## Violations", ""]
     for one in rows:
         if one["violations"]:
-            lines.append(f"- {one['plan']}: {'; '.join(_clipped(one['violations']))}")
+            lines.append(f"- {one['plan']}: {'; '.join(_clipped(one['violations']))}{_since(one, again)}")
     return "\n".join(lines if len(lines) > 2 else [*lines, "None."]) + "\n"
+
+
+def _since(row: Row, again: Sequence[Row]) -> str:
+    """How the same run has come out since then."""
+    of = (row["seed"], row["run"])
+    done = [(part["commit"], one) for part in again for one in part["each"] if (one["seed"], one["run"]) == of]
+    if not done:
+        return ""
+    wrong, commits = sum(bool(one["violations"]) for _, one in done), dict.fromkeys(commit for commit, _ in done)
+    return f". **Done again {len(done)} times since ({', '.join(commits)}): {wrong or 'none'} with a violation.**"
 
 
 def _clipped(found: list[str]) -> list[str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lab.chaos import judge
+from lab.chaos import judge, report
 from lab.chaos.accidents import Struck
 from lab.chaos.judge import Known, Verdict
 from lab.chaos.loads import Written
@@ -95,3 +95,15 @@ def test_how_soon_an_agent_has_taken_up_what_was_open_is_read_from_its_log() -> 
         {"up": 1.5, "open": 2, "taken": 0.75},
         {"up": 4.5, "open": 1, "taken": -0.5},
     ]
+
+
+def test_a_violation_says_how_the_same_run_came_out_since() -> None:
+    bad = {"seed": 1, "run": 5, "plan": "seed 1 run 5: cancel", "violations": ["x" * 1000, *"abcde"]}
+    good = bad | {"violations": []}
+    again = [{"commit": "abc", "each": [good, good | {"run": 6}]}, {"commit": "def", "each": [good]}]
+    said = report._violations([bad, good], again)
+    assert "seed 1 run 5: cancel" in said
+    assert "x" * 300 + "...; a; b; c; and 2 more" in said
+    assert "Done again 2 times since (abc, def): none with a violation" in said
+    assert "Done again" not in report._violations([bad], [])
+    assert report._violations([good], again).endswith("None.\n")
