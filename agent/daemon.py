@@ -20,6 +20,8 @@ from agent.base.errors import AgentError
 from agent.base.pace import Pace
 from agent.base.shell import Shell
 from agent.certificates import Certificates
+from agent.check.keeper import Keeper as Outlooks
+from agent.check.question import Questions
 from agent.dispatcher import Dispatcher
 from agent.doors import systemd
 from agent.doors.docker import Docker
@@ -48,6 +50,7 @@ from agent.vault.natives import Natives
 from agent.vault.schedule import Schedule
 from agent.vault.vault import Vault
 from protocol.peer import DecisionKind
+from protocol.status import HostStatus, Phase
 
 M_ARENA_MAX = -8  # mallopt(3)
 log = logging.getLogger("agent")
@@ -102,6 +105,8 @@ class Agent:
         self.schedule = Schedule(self.host.docker, self.vault.store, self.vault.scheduled, settings.host)
         self.sleepers = Sleepers(self.host, self.sources, self.announcer.publish_event)
         self._noted: set[asyncio.Task[None]] = set()
+        questions = Questions(self.host, self.announcer, self.peer, self.sources.of_container)
+        self.outlooks = Outlooks(questions, self._moving, self._outlook_changed, settings.host)
         around = Around(self.host, self.sources, self.announcer, self.peer)
         self.evacuations = Evacuations(around, self.announcer)
         self.homecoming = Homecoming(settings.host, self.announcer, self.evacuations, settings.limits.migrations)
@@ -117,6 +122,7 @@ class Agent:
             self.natives,
             self.evacuations,
             self.host_down,
+            questions,
         )
         self.inventory = Inventory(
             self.host.docker,
@@ -125,7 +131,9 @@ class Agent:
             engine=self.host.engine,
             migration_of=self._migration_of,
             home_of=lambda container_id: homes.of(settings.state_dir, container_id),
+            outlook_of=self.outlooks.outlook,
         )
+        self.targets.on_end = self.outlooks.wake
         self._server = PeerServer(settings.peer, self.targets, self.natives)
         self.certificates = Certificates(settings, self.announcer, self._server.reload, self.broker.until_connected)
         self._http = HttpServer(settings.http)
@@ -169,6 +177,18 @@ class Agent:
         found = self.sources.of_container(container_id)
         return found.id if found is not None else None
 
+    def _moving(self) -> bool:
+        """Whether a move is under way that goes on by itself."""
+        runs = [*self.sources.open(), *(target.run for target in self.targets.open())]
+        return any(run.doubt is None and run.phase is not Phase.STRANDED for run in runs)
+
+    def _outlook_changed(self, container_id: str) -> None:
+        self._note(asyncio.create_task(self.inventory.has_outlook(container_id), name="tell an outlook"))
+
+    async def _host_heard(self, status: HostStatus) -> None:
+        await self.announcer.heard(status)
+        self.outlooks.heard(status)
+
     def _note(self, task: asyncio.Task[None]) -> asyncio.Task[None]:
         self._noted.add(task)
         task.add_done_callback(self._noted.discard)
@@ -195,6 +215,7 @@ class Agent:
 
     async def _docker_event(self, event: DockerEvent) -> None:
         await self.sleepers.on_event(event)
+        await self.outlooks.on_event(event)
         if event.kind != "container":
             return
         if event.action == "die":
@@ -215,6 +236,7 @@ class Agent:
         self.natives.look()
         self.schedule.changed()
         self.sleepers.listed()
+        self.outlooks.listed(self.inventory.alive())
         self._note(asyncio.create_task(self.host_down.boot(), name="start what was hibernated"))
 
     async def run(self, stopped: asyncio.Event) -> None:
@@ -234,11 +256,12 @@ class Agent:
         self.announcer.on_heard(self.homecoming.heard)
         self.announcer.on_end(self.evacuations.ended)
         self.announcer.on_move(lambda run: self.inventory.refresh(run.record["container_id"]))
+        self.announcer.on_move(lambda run: self.outlooks.wake())
         await self._recover()
         await self.sleepers.open()
         self.inventory.on_event(self._docker_event)
         self.inventory.on_list(self._docker_listed)
-        self.broker.on_host_status(self.announcer.heard)
+        self.broker.on_host_status(self._host_heard)
         loops = [
             asyncio.create_task(self.broker.run(), name="broker"),
             asyncio.create_task(self.inventory.run(), name="inventory"),
@@ -247,6 +270,7 @@ class Agent:
             asyncio.create_task(self.schedule.run(), name="scheduled checkpoints"),
             asyncio.create_task(self.certificates.run(), name="certificates"),
             asyncio.create_task(self.logind.run(), name="logind"),
+            asyncio.create_task(self.outlooks.run(), name="outlooks"),
         ]
         systemd.notify("READY=1", f"STATUS=agent of {self._settings.host}")
         log.info("agent of %s is up", self._settings.host)

@@ -12,11 +12,12 @@ from pydantic import TypeAdapter
 
 from agent import __version__
 from agent.base.errors import AgentError, Refused, StepFailed
+from agent.check.question import Questions
 from agent.doors.docker_model import Container
 from agent.migration.host import Host
 from agent.migration.journal import Seen
 from agent.migration.machine import Role
-from agent.migration.moving import untouched
+from agent.migration.moving import doubt, untouched
 from agent.migration.report import report
 from agent.migration.run import Run
 from agent.migration.sources import Sources
@@ -30,6 +31,7 @@ from protocol.base import utc_now
 from protocol.commands import (
     Cancel,
     CancelEvacuation,
+    Check,
     Checkpoint,
     Command,
     Cordon,
@@ -87,6 +89,7 @@ class Dispatcher:
         natives: Natives,
         evacuations: Evacuations,
         host_down: HostDown,
+        questions: Questions,
     ) -> None:
         self._host = host
         self._hosts = hosts
@@ -95,6 +98,7 @@ class Dispatcher:
         self._vault = vault
         self._natives = natives
         self._host_down = host_down
+        self._questions = questions
         self._waiting: dict[str, list[Answer]] = {}
         """Migration or evacuation -> who wants to know how it ends."""
         self._doing: dict[str, list[Answer]] = {}
@@ -190,6 +194,9 @@ class Dispatcher:
                 return self._heard(command)
             case Migrate():
                 return await self._migrate(command, answer)
+            case Check():
+                await answer(self._reply(command.id, ReplyKind.ACCEPTED))  # looking at many takes its time
+                return self._reply(command.id, ReplyKind.FINISHED, checks=await self._questions.check(command))
             case Cancel() | Limit() | Resolve():
                 await self._said_of(command)
                 return self._reply(command.id, ReplyKind.FINISHED, migration=command.migration)
@@ -368,33 +375,3 @@ class Dispatcher:
 def _named(work: str | None) -> str | None:
     """Work as a reply names it: a migration by its id; an evacuation has a status of its own."""
     return work if work is not None and work.startswith("m-") else None
-
-
-def doubt(run: Run, role: str) -> str:
-    """Why a migration may need a person, and what each answer risks; empty where it does not."""
-    if run.phase is Phase.RUNNING and (run.doubt is not None or run.record.get("lost")):
-        why = run.doubt.message if run.doubt is not None else "the rest of its memory can't come any more"
-        return f"{why} (commit: it is ended where it runs, and started anew if its restart policy wants that)"
-    if run.doubt is not None:
-        return (
-            f"decided, but {run.peer} has not confirmed: {run.doubt.message} "
-            "(commit: the container is given up here; abort: it runs on here, twice if the peer runs it too)"
-        )
-    if role == "source" and run.phase is Phase.STRANDED:
-        return "not all of it could be taken back yet; it is tried again and again (the agent's log says why it fails)"
-    if role == "target" and run.phase is Phase.STRANDED:
-        return (
-            f"decided, and {run.how_gone}; {run.peer} has its own frozen still "
-            "(abort there: it runs on there; abort here: what is left of the copy here is removed)"
-        )
-    if role == "target" and run.phase is Phase.PREPARED:
-        if run.record.get("offer", {}).get("lazy"):
-            return (
-                f"waiting for the word of {run.peer}, and then for its memory, which is there "
-                "(commit: runs here, as far as it can without; abort: lost if the source has given it up)"
-            )
-        return (
-            f"waiting for the word of {run.peer} "
-            "(commit: runs here, twice if the source runs on; abort: lost if the source has given it up)"
-        )
-    return ""

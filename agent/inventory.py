@@ -19,6 +19,7 @@ from agent.doors.docker import Docker
 from agent.doors.docker_events import DockerEvent
 from agent.doors.docker_model import Container, Summary
 from protocol.base import utc_now
+from protocol.check import Outlook
 from protocol.status import ContainerStatus, Engine, Event
 
 log = logging.getLogger("agent.inventory")
@@ -84,6 +85,7 @@ class Inventory:
         engine: Callable[[], Awaitable[Engine]] | None = None,
         migration_of: Callable[[str], str | None] = lambda container_id: None,
         home_of: Callable[[str], str] = lambda container_id: "",
+        outlook_of: Callable[[str], Outlook | None] = lambda container_id: None,
         known: Iterable[str] = (),
     ) -> None:
         """Set up.
@@ -97,6 +99,7 @@ class Inventory:
         self._engine = engine or docker.engine
         self._migration_of = migration_of
         self._home_of = home_of
+        self._outlook_of = outlook_of
         self._callbacks: list[Callback] = []
         self._list_callbacks: list[Callable[[], None]] = []
         self._published: dict[str, ContainerStatus | None] = dict.fromkeys(known)
@@ -144,6 +147,19 @@ class Inventory:
         task = asyncio.create_task(self._look(container_id), name=f"look at {container_id[:12]}")
         self._looking[container_id] = task
         task.add_done_callback(lambda done: self._looked(container_id))
+
+    def alive(self) -> list[str]:
+        """Those that run, as far as is known."""
+        return [one.id for one in self._published.values() if one is not None and one.state in _ALIVE]
+
+    async def has_outlook(self, container_id: str) -> None:
+        """It has another one: told without asking dockerd, which has nothing to do with it."""
+        before = self._published.get(container_id)
+        if before is not None and before.state in _ALIVE:
+            status = before.model_copy(update={"outlook": self._outlook_of(container_id)})
+            if status != before:
+                self._published[container_id] = status
+                await self._told(self._publisher.publish_container(status))
 
     # Following
 
@@ -336,6 +352,7 @@ class Inventory:
             volumes=_volumes(found),
             migration=self._migration_of(found.id),
             home=self._home_of(found.id) or None,
+            outlook=self._outlook_of(found.id) if found.state in _ALIVE else None,
         )
 
     def _started_at(self, found: Container | Summary) -> datetime | None:

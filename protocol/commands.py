@@ -19,6 +19,7 @@ from protocol.base import (
     Timestamp,
     WireModel,
 )
+from protocol.check import ContainerCheck
 from protocol.checkpoint import CheckpointId, CheckpointInfo, NativeName, PipeId, StoreRef
 from protocol.errors import ErrorInfo
 from protocol.evacuation import EvacuationStatus
@@ -88,6 +89,17 @@ class Migrate(_Command):
     bandwidth: int | None = Field(default=None, gt=0)
     """Bytes a second at most, for what is sent while the container runs."""
     compress: Compress = Compress.AUTO
+
+
+class Check(_Command):
+    """Say whether a container could be moved, and what stands against it, all of it; nothing is touched."""
+
+    kind: Literal["check"] = "check"
+    container: ContainerRef | None = None
+    """None: every one that runs here."""
+    to: HostName | None = None
+    """None: to each host that this one may give containers to."""
+    tcp: TcpPolicy = TcpPolicy.AUTO
 
 
 class Cancel(_Command):
@@ -277,6 +289,7 @@ class Ping(_Command):
 
 _All = (
     Migrate
+    | Check
     | Cancel
     | Limit
     | Resolve
@@ -340,6 +353,7 @@ class Reply(WireModel):
     checkpoints: tuple[CheckpointInfo, ...] | None = None
     native: tuple[str, ...] | None = None
     """Names of Docker's own checkpoints, as listed."""
+    checks: tuple[ContainerCheck, ...] | None = None
     evacuation: EvacuationStatus | None = None
     """The plan, or what came of it."""
     notes: tuple[str, ...] = ()

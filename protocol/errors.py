@@ -73,12 +73,88 @@ class ErrorCode(StrEnum):
     NO_ANSWER = "no-answer"
 
 
+class Why(StrEnum):
+    """What of a container or of a host stands against a move (`reasons` says what each means)."""
+
+    NOT_RUNNING = "not-running"
+    PAUSED = "paused"
+    TERMINAL = "terminal"
+    HOST_NAMESPACE = "host-namespace"
+    SHARED_NAMESPACE = "shared-namespace"
+    SHAREABLE_IPC = "shareable-ipc"
+    PRIVILEGED = "privileged"
+    GPU = "gpu"
+    DEVICE = "device"
+    RUNTIME = "runtime"
+    LEGACY_LINKS = "legacy-links"
+    MANAGED = "managed"
+    LOG_PLUGIN = "log-plugin"
+    MOUNT = "mount"
+    IMAGE_REMOVED = "image-removed"
+    STORAGE_DRIVER = "storage-driver"
+    EXEC_SESSION = "exec-session"
+    TRACED = "traced"
+    FOREIGN_PROCESS = "foreign-process"
+    STOPPED_PROCESS = "stopped-process"
+    NESTED_NAMESPACE = "nested-namespace"
+    IO_URING = "io-uring"
+    OPEN_FILE = "open-file"
+    RENAMED_FILE = "renamed-file"
+    SOCKET = "socket"
+    TCP_OPTION = "tcp-option"
+    INOTIFY = "inotify"
+    UNIX_SOCKET = "unix-socket"
+    MULTICAST = "multicast"
+    MESSAGE_QUEUE = "message-queue"
+    SECCOMP = "seccomp"
+    NETWORK_GONE = "network-gone"
+    NETWORK_DRIVER = "network-driver"
+    NETWORK_ADDITION = "network-addition"
+    BOUND_ADDRESS = "bound-address"
+    BOUND_INTERFACE = "bound-interface"
+    CONNECTIONS = "connections"
+    SHARED_VOLUME = "shared-volume"
+    VOLUME_DRIVER = "volume-driver"
+    VOLUME_OF_HOST = "volume-of-host"
+    CRIU_VERSION = "criu-version"
+    TOOL_MISSING = "tool-missing"
+    NOT_SET_UP = "not-set-up"
+    KERNEL_FEATURE = "kernel-feature"
+    CPU = "cpu"
+    ARCHITECTURE = "architecture"
+    CGROUP_VERSION = "cgroup-version"
+    USERNS_REMAP = "userns-remap"
+    LSM = "lsm"
+    CLOCK_SKEW = "clock-skew"
+    NO_POSTCOPY = "no-postcopy"
+    NAME_TAKEN = "name-taken"
+    ADDRESS_TAKEN = "address-taken"
+    ADDRESS_OUTSIDE = "address-outside"
+    PORT_TAKEN = "port-taken"
+    NETWORK_MISSING = "network-missing"
+    NETWORK_DIFFERS = "network-differs"
+    VOLUME_CONFLICT = "volume-conflict"
+    DEVICE_MISSING = "device-missing"
+    CORES = "cores"
+    NO_MEMORY = "no-memory"
+    NO_SPACE = "no-space"
+    LIMIT = "limit"
+    CORDONED = "cordoned"
+
+
 class Reason(WireModel):
     """One thing that stands against a migration, found in the preflight."""
 
     code: ErrorCode
+    why: Why | None = None
+    """Finer than the code; none where the error says it all (a host that is offline)."""
     message: str
     hint: str = ""
+
+    @property
+    def name(self) -> str:
+        """The finest code that it has."""
+        return self.why or self.code
 
 
 class ErrorInfo(WireModel):

@@ -1,6 +1,7 @@
 """What two agents say to each other over the peer link (HTTPS with mutual TLS 1.3).
 
     PUT    /v1/migrations/ID/probe            any bytes, for a moment -> Probed
+    POST   /v1/migrations/ID/check            Question: offers that are not made -> Checked
     POST   /v1/migrations/ID/offer            Offer -> Answer
     PUT    /v1/migrations/ID/layers           `docker save` tarball of the missing image layers
     POST   /v1/migrations/ID/create           container created, with what it needs around it -> Created
@@ -41,9 +42,10 @@ from pydantic import (
     field_validator,
 )
 
-from protocol.base import PROTOCOL_VERSION, ContainerId, HostName, MigrationId, WireModel
+from protocol.base import PROTOCOL_VERSION, ContainerId, HostName, MigrationId, Timestamp, WireModel
 from protocol.checkpoint import NativeName
 from protocol.commands import SourcePolicy, TcpPolicy
+from protocol.errors import Reason
 from protocol.status import Engine, PhaseTime
 
 Count = Annotated[int, Field(ge=0, lt=1 << 63)]
@@ -66,6 +68,9 @@ def _an_interface(text: str) -> str:
 # the pattern keeps a scope out (fe80::1%...): whatever stands behind it, Python takes it
 Interface = Annotated[str, StringConstraints(pattern=r"^[0-9A-Fa-f:.]+(/[0-9]{1,3})?$"), AfterValidator(_an_interface)]
 """An address, with prefix length or without."""
+
+
+Base64 = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9+/]*={0,2}$", max_length=16384)]
 
 
 class _Bindings(BaseModel):
@@ -270,11 +275,35 @@ class Offer(WireModel):
     engine: Engine
     kernel: str
     machine: str
+    cpu: Base64 = ""
+    """What the source's processor can do: the image that `criu cpuinfo dump` makes."""
+    sent_at: Timestamp | None = None
+    """By the source's clock."""
     after: SourcePolicy = SourcePolicy.REMOVE
     home: HostName | None = None
     """Where it returns to, if an evacuation has brought it."""
     lazy: bool = False
     """Memory follows over the page channel when the copy runs (post-copy)."""
+
+
+class Question(WireModel):
+    """Containers that might be offered: what would be said of them?"""
+
+    offers: Annotated[tuple[Offer, ...], Field(max_length=100)]
+
+
+class Against(WireModel):
+    """What a host has against one of them."""
+
+    reasons: tuple[Reason, ...] = ()
+    postcopy: tuple[Reason, ...] = ()
+    """Against that strategy alone."""
+
+
+class Checked(WireModel):
+    """In the order of the offers; nothing was reserved."""
+
+    answers: tuple[Against, ...]
 
 
 class Answer(WireModel):

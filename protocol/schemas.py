@@ -27,6 +27,7 @@ BINDING: Final = "0.2.0"
 
 COMMANDS: Final[tuple[type[BaseModel], ...]] = (
     commands.Migrate,
+    commands.Check,
     commands.Cancel,
     commands.Limit,
     commands.Resolve,
@@ -58,6 +59,8 @@ SAID: Final[tuple[type[BaseModel], ...]] = (
 )
 PEER: Final[tuple[type[BaseModel], ...]] = (
     peer.Probed,
+    peer.Question,
+    peer.Checked,
     peer.Offer,
     peer.Answer,
     peer.Created,

@@ -6,6 +6,7 @@ from typing import Literal
 from pydantic import Field
 
 from protocol.base import PROTOCOL_VERSION, ContainerId, HostName, MigrationId, Timestamp, WireModel
+from protocol.check import Outlook
 from protocol.errors import ErrorInfo
 
 
@@ -48,6 +49,8 @@ class Engine(WireModel):
     userns_remap: bool = False
     apparmor: bool = False
     """Whether its containers are confined by AppArmor."""
+    selinux: bool = False
+    """The same by SELinux."""
     runtime_registered: bool = False
     """Whether dockerd knows the runtime `transship`."""
 
@@ -107,6 +110,8 @@ class ContainerStatus(WireModel):
     """By which it is leaving just now."""
     home: HostName | None = None
     """Where it returns to: an evacuation of that host has brought it here."""
+    outlook: Outlook | None = None
+    """Whether it could be moved, and where to; None until that is known, and of one that does not run."""
 
 
 class PhaseTime(WireModel):

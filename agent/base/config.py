@@ -65,6 +65,8 @@ class Limits(_Section):
     """Left free on the target beside the images and the container itself."""
     disk_reserve_bytes: int = 512 << 20
     """Left free there on the disk."""
+    clock_skew_s: float = Field(default=5.0, gt=0)
+    """By so much a source's clock may differ: programs see the time jump by it."""
 
 
 class Deadlines(_Section):

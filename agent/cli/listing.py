@@ -7,6 +7,7 @@ from rich.markup import escape
 from rich.text import Text
 
 from agent.base.errors import AgentError, Refused
+from agent.cli import outlook
 from agent.cli.controller import Controller
 from agent.cli.output import OK, Out, duration, size
 from protocol.base import new_command_id, utc_now
@@ -14,6 +15,8 @@ from protocol.commands import ListMigrations
 from protocol.errors import ErrorCode
 from protocol.status import ENDED, ContainerStatus, Event, HostStatus, MigrationStatus, Phase
 
+_FEATURES = ("mem_dirty_track", "uffd-noncoop")
+"""Those that strategies ask for; restores ask for some too, which every current kernel has."""
 _STATE_STYLES = {"running": "green", "paused": "yellow", "restarting": "yellow", "dead": "red"}
 _PHASE_STYLES = {
     Phase.DONE: "green",
@@ -48,7 +51,7 @@ def _host_row(host: HostStatus) -> tuple[str, ...]:
         host.agent_version,
         engine.docker if engine else "",
         engine.criu if engine else "",
-        ", ".join(engine.criu_features) if engine else "",
+        ", ".join(name for name in engine.criu_features if name in _FEATURES) if engine else "",
         escape(host.kernel),
         str(host.running),
         str(host.migrations),
@@ -80,7 +83,7 @@ async def ps(controller: Controller, out: Out, host: str | None) -> int:
     else:
         offline = {name for name, one in states.items() if not one.online}
         rows = [_container_row(one, offline=one.host in offline) for one in found]
-        columns = ("HOST", "ID", "NAME", "IMAGE", "STATE", "MIGRATION", "HOME")
+        columns = ("HOST", "ID", "NAME", "IMAGE", "STATE", "MIGRATION", "HOME", "COULD MOVE TO")
         out.table(columns, rows, empty=f"no containers on {host}" if host else "no containers")
         for name in sorted(offline & {one.host for one in found}):
             out.warn(f"{name} is offline: what is shown of it is what it said last")
@@ -88,7 +91,7 @@ async def ps(controller: Controller, out: Out, host: str | None) -> int:
     return OK
 
 
-def _container_row(one: ContainerStatus, *, offline: bool) -> tuple[str, ...]:
+def _container_row(one: ContainerStatus, *, offline: bool) -> tuple[str | Text, ...]:
     state = one.state + (f" ({one.health})" if one.health else "")
     style = "dim" if offline else _STATE_STYLES.get(one.state, "dim")
     return (
@@ -99,6 +102,7 @@ def _container_row(one: ContainerStatus, *, offline: bool) -> tuple[str, ...]:
         f"[{style}]{state}[/]",
         one.migration or "",
         one.home or "",
+        outlook.shortly(None if offline else one.outlook),
     )
 
 

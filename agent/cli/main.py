@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from agent.cli import archives, shutdown
+from agent.cli import archives, looking, shutdown
 from agent.cli import hosts as of_hosts
 from agent.cli.running import CONTAINERS, HOSTS, Cancellable, Host, Json, MigrationArgument, control, local
 
@@ -150,6 +150,7 @@ def migrate(
     control(context, as_json, lambda controller, out: story.migrate(controller, out, wanted))
 
 
+app.command()(looking.check)
 app.command()(of_hosts.evacuate)
 app.command("return")(of_hosts.give_back)
 app.command()(of_hosts.cordon)

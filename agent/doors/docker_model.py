@@ -293,5 +293,6 @@ def engine(version: Json, info: Json, runtime: str) -> Engine:
         cgroup_version=1 if str(info.get("CgroupVersion")) == "1" else 2,
         userns_remap="name=userns" in options,
         apparmor="name=apparmor" in options,
+        selinux="name=selinux" in options,
         runtime_registered=runtime in (info.get("Runtimes") or {}),
     )

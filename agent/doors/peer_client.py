@@ -8,7 +8,7 @@ import json
 import logging
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Self, TypeVar
 
@@ -25,8 +25,10 @@ from agent.doors.tls import ClientTls, watch_for_death
 from protocol.base import WireModel
 from protocol.errors import ErrorCode, ErrorInfo
 from protocol.peer import (
+    Against,
     Answer,
     Arrived,
+    Checked,
     Created,
     Decision,
     Manifest,
@@ -34,6 +36,7 @@ from protocol.peer import (
     Offer,
     Prepared,
     Probed,
+    Question,
     Running,
     SentPart,
     Staged,
@@ -107,6 +110,14 @@ class PeerClient:
 
         timeout = aiohttp.ClientTimeout(total=self._deadlines.offer, sock_connect=self._deadlines.connect)
         return _parse(Probed, await self._request("PUT", migration, "/probe", some(), timeout))
+
+    async def check(self, migration: str, offers: Sequence[Offer]) -> tuple[Against, ...]:
+        """What it would say of these; nothing is begun there."""
+        question = Question(offers=tuple(offers))
+        checked = await self._ask(Checked, "POST", migration, "/check", question, self._deadlines.offer)
+        if len(checked.answers) != len(offers):
+            raise TransferFailed(f"{self.name} has answered {len(checked.answers)} of {len(offers)} questions")
+        return checked.answers
 
     async def offer(self, offer: Offer) -> Answer:
         self.answer = await self._ask(Answer, "POST", offer.migration, "/offer", offer, self._deadlines.offer)

@@ -23,6 +23,7 @@ from protocol.errors import Consequence, ErrorCode, ErrorInfo
 from protocol.peer import (
     Answer,
     Arrived,
+    Checked,
     Created,
     Decision,
     Manifest,
@@ -30,6 +31,7 @@ from protocol.peer import (
     Offer,
     Prepared,
     Probed,
+    Question,
     Running,
     SentPart,
     Staged,
@@ -67,6 +69,7 @@ class PeerHandler(Protocol):
     """What the agent does for a peer; `peer` is the name in its certificate."""
 
     async def probe(self, peer: str, stream: Stream) -> Probed: ...
+    async def check(self, peer: str, question: Question) -> Checked: ...
     async def offer(self, peer: str, offer: Offer) -> Answer: ...
     async def layers(self, peer: str, migration: str, stream: Stream) -> None: ...
     async def create(self, peer: str, migration: str) -> Created: ...
@@ -111,6 +114,7 @@ class PeerServer:
         app.add_routes(
             [
                 web.put(f"{one}/probe", self._probe),
+                web.post(f"{one}/check", self._check),
                 web.post(f"{one}/offer", self._offer),
                 web.put(f"{one}/layers", self._layers),
                 web.post(f"{one}/create", self._create),
@@ -194,6 +198,12 @@ class PeerServer:
 
     async def _probe(self, request: web.Request) -> web.Response:
         return _answer(await self._handler.probe(peer_name(request), _stream(request)))
+
+    async def _check(self, request: web.Request) -> web.Response:
+        question = await _message(request, Question)
+        if any(offer.source != peer_name(request) for offer in question.offers):
+            raise Refused(ErrorCode.PEER_NOT_ALLOWED, "the offers are not the caller's own")
+        return _answer(await self._handler.check(peer_name(request), question))
 
     async def _offer(self, request: web.Request) -> web.Response:
         offer = await _message(request, Offer)

@@ -5,15 +5,21 @@ import os
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from agent.base.errors import DockerFailed, Refused, StepFailed
 from agent.checkpoint import proc
+from agent.doors import docker_model
+from agent.doors.docker import Docker
+from agent.doors.docker_model import Image
 from agent.migration import belongings, confinement, cordon, fitting, ports
-from agent.migration.host import Host
+from agent.migration.host import OF_RESTORES, Host
 from agent.prework import init
 from agent.prework.layers import missing_layers, stored_blobs
-from protocol.errors import ErrorCode, Reason
+from protocol.base import utc_now
+from protocol.errors import ErrorCode, Reason, Why
 from protocol.peer import Answer, Network, Offer, Volume
+from protocol.reasons import against
 from protocol.status import Engine
 
 LEAST_CRIU = (4, 2)
@@ -44,6 +50,39 @@ def needs(offer: Offer, room: int, image_bytes: int) -> Reserved:
     )
 
 
+class Here:
+    """What dockerd says of this host, asked once, whether for one offer or for a hundred."""
+
+    def __init__(self, docker: Docker, engine: Engine, names: frozenset[str], images: Sequence[Image]) -> None:
+        self.docker = docker
+        self.engine = engine
+        self.names = names
+        self.images = images
+        self._networks: dict[str, docker_model.Network | None] = {}
+
+    @classmethod
+    async def look(cls, host: Host) -> Self:
+        names = frozenset(found.name for found in await host.docker.list(all=True))
+        return cls(host.docker, await host.engine(), names, await host.docker.images())
+
+    async def network(self, name: str) -> docker_model.Network | None:
+        if name not in self._networks:
+            self._networks[name] = await self.docker.network(name)
+        return self._networks[name]
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """An offer, as this host sees it."""
+
+    reasons: tuple[Reason, ...]
+    need: Reserved
+    image: Image | None
+    missing: frozenset[str]
+    """Layers."""
+    binds: tuple[str, ...]
+
+
 async def examine(host: Host, offer: Offer, reserved: Iterable[Reserved], room: int) -> tuple[Answer, Reserved]:
     """Answer an offer.
 
@@ -51,41 +90,50 @@ async def examine(host: Host, offer: Offer, reserved: Iterable[Reserved], room: 
         Refused: with every reason there is, the first one as its code.
 
     """
-    engine = await host.engine()
-    others = list(reserved)
+    here = await Here.look(host)
+    judged = await judge(host, offer, list(reserved), room, here)
+    if judged.reasons:
+        raise refusal(host.name, offer.container, judged.reasons)
+    blobs: set[str] = set()
+    if judged.image is None and here.engine.image_store == "containerd":
+        ids = [image.id for image in here.images]
+        blobs = await asyncio.to_thread(_held_blobs, await host.docker.data_root(), ids)
+    answer = Answer(
+        missing_layers=tuple(sorted(judged.missing)),
+        image_wanted=judged.image is None,
+        engine=here.engine,
+        held_blobs=tuple(sorted(blobs)),
+        init_wanted=bool(offer.init) and not init.kept(offer.init).exists(),
+        binds=judged.binds,
+    )
+    return answer, judged.need
+
+
+async def judge(host: Host, offer: Offer, others: list[Reserved], room: int, here: Here) -> Judged:
+    """Every reason against it, and what it would need."""
+    engine = here.engine
     reasons = [
         *(cordon.against(host.settings.state_dir, host.name) if offer.source != host.name else ()),
         *_engines(host, engine, offer),
         *(against_postcopy(engine) if offer.lazy else ()),
         *_hardware(offer),
-        *await _names(host, offer, others),
+        *await _processor(host, offer),
+        *_clock(offer, host.settings.limits.clock_skew_s),
+        *_names(offer, others, here),
     ]
     reasons += confinement.against(offer.create, offer.engine, engine, confinement.loaded())
     promised = [port for other in others for port in other.published]
     held = ports.listening(offer.listening)
     reasons += ports.reasons(offer.create, host.settings.port_policy, promised, held)
-    reasons += await _networks(host, offer, others)
+    reasons += await _networks(host, offer, others, here)
     volumes, binds = await _volumes(host, offer)
     reasons += volumes
-    found = await belongings.find_image(host.docker, offer.image)
-    images = await host.docker.images()
-    missing = missing_layers(offer.image.diff_ids, [image.diff_ids for image in images]) if found is None else set()
+    found = next((image for image in here.images if belongings.same_image(image, offer.image)), None)
+    layers = [image.diff_ids for image in here.images]
+    missing = missing_layers(offer.image.diff_ids, layers) if found is None else set()
     need = needs(offer, room, 0 if found else offer.image.size)
     reasons += await _room(host, need, others)
-    if reasons:
-        raise refusal(host.name, offer.container, reasons)
-    blobs: set[str] = set()
-    if found is None and engine.image_store == "containerd":
-        blobs = await asyncio.to_thread(_held_blobs, await host.docker.data_root(), [image.id for image in images])
-    answer = Answer(
-        missing_layers=tuple(sorted(missing)),
-        image_wanted=found is None,
-        engine=engine,
-        held_blobs=tuple(sorted(blobs)),
-        init_wanted=bool(offer.init) and not init.kept(offer.init).exists(),
-        binds=binds,
-    )
-    return answer, need
+    return Judged(tuple(reasons), need, found, frozenset(missing), binds)
 
 
 def _held_blobs(data_root: str, image_ids: list[str]) -> set[str]:
@@ -119,32 +167,23 @@ def _version(text: str) -> tuple[int, ...]:
 def _engines(host: Host, here: Engine, offer: Offer) -> Iterable[Reason]:
     there = offer.engine
     if not criu_is_usable(here.criu):
-        yield Reason(
-            code=ErrorCode.CRIU_UNUSABLE,
-            message=f"CRIU {here.criu} is too old" if here.criu else "CRIU is not installed",
-            hint="install CRIU 4.2 or newer on the target",
-        )
+        message = f"CRIU {here.criu} is too old" if here.criu else "CRIU is not installed"
+        yield against(Why.CRIU_VERSION, message, "install CRIU 4.2 or newer on the target")
     elif _version(here.criu) < _version(there.criu):
-        yield Reason(
-            code=ErrorCode.INCOMPATIBLE,
-            message=f"its CRIU {here.criu} is older than the source's {there.criu}",
-            hint="install the same CRIU on both hosts",
-        )
+        message = f"its CRIU {here.criu} is older than the source's {there.criu}"
+        yield against(Why.CRIU_VERSION, message, "install the same CRIU on both hosts", ErrorCode.INCOMPATIBLE)
     if not here.runtime_registered:
-        yield Reason(
-            code=ErrorCode.INCOMPATIBLE,
-            message="dockerd does not know the runtime transship",
-            hint="run `transship setup` there",
-        )
+        yield against(Why.NOT_SET_UP, "dockerd does not know the runtime transship", "run `transship setup` there")
     if os.uname().machine != offer.machine:
-        yield Reason(code=ErrorCode.INCOMPATIBLE, message=f"it is {os.uname().machine}, the source {offer.machine}")
+        yield against(Why.ARCHITECTURE, f"it is {os.uname().machine}, the source {offer.machine}")
     if here.cgroup_version != there.cgroup_version:
-        yield Reason(
-            code=ErrorCode.INCOMPATIBLE,
-            message=f"it has cgroup v{here.cgroup_version}, the source v{there.cgroup_version}",
-        )
+        yield against(Why.CGROUP_VERSION, f"it has cgroup v{here.cgroup_version}, the source v{there.cgroup_version}")
+    for feature in OF_RESTORES:
+        if feature in there.criu_features and feature not in here.criu_features:
+            message = f"its kernel or CRIU does not have {feature}, which the source has"
+            yield against(Why.KERNEL_FEATURE, message, f"`criu check --feature {feature}` there says more")
     if here.userns_remap != there.userns_remap:
-        yield Reason(code=ErrorCode.INCOMPATIBLE, message="one of the hosts uses userns-remap and the other does not")
+        yield against(Why.USERNS_REMAP, "one of the hosts uses userns-remap and the other does not")
 
 
 def against_postcopy(here: Engine) -> Iterator[Reason]:
@@ -152,29 +191,31 @@ def against_postcopy(here: Engine) -> Iterator[Reason]:
     hint = "`--strategy cold` moves it all the same"
     if "uffd-noncoop" not in here.criu_features:
         message = "post-copy needs uffd-noncoop, which its kernel or CRIU does not have"
-        yield Reason(code=ErrorCode.INCOMPATIBLE, message=message, hint=hint)
+        yield against(Why.NO_POSTCOPY, message, hint)
     elif here.userns_remap and UNPRIVILEGED.read_text().strip() == "0":
-        yield Reason(
-            code=ErrorCode.INCOMPATIBLE,
-            message="post-copy with userns-remap needs vm.unprivileged_userfaultfd=1",
-            hint=f"set it there; {hint}",
-        )
+        message = "post-copy with userns-remap needs vm.unprivileged_userfaultfd=1"
+        yield against(Why.NO_POSTCOPY, message, f"set it there; {hint}")
 
 
-async def _names(host: Host, offer: Offer, others: list[Reserved]) -> list[Reason]:
-    reasons = []
-    existing = await host.docker.list(all=True)
-    if any(found.name == offer.container for found in existing) or any(
-        other.container == offer.container for other in others
-    ):
-        reasons.append(
-            Reason(
-                code=ErrorCode.NAME_TAKEN,
-                message=f"there is a container named {offer.container}",
-                hint="remove or rename it on the target",
-            )
-        )
-    return reasons
+def _names(offer: Offer, others: list[Reserved], here: Here) -> Iterator[Reason]:
+    if offer.container in here.names or any(other.container == offer.container for other in others):
+        message = f"there is a container named {offer.container}"
+        yield against(Why.NAME_TAKEN, message, "remove or rename it on the target")
+
+
+async def _processor(host: Host, offer: Offer) -> tuple[Reason, ...]:
+    lacks = await host.against_cpu(offer.cpu)
+    message = f"its processor can't do what the source's can: {lacks}"
+    return (against(Why.CPU, message, "use a host with the same kind of processor, or a newer one"),) if lacks else ()
+
+
+def _clock(offer: Offer, limit: float) -> Iterator[Reason]:
+    if offer.sent_at is None:
+        return
+    ahead = (utc_now() - offer.sent_at).total_seconds()
+    if abs(ahead) > limit:
+        message = f"its clock is {abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} the source's"
+        yield against(Why.CLOCK_SKEW, message, "synchronize both (chrony, systemd-timesyncd)")
 
 
 def _hardware(offer: Offer) -> Iterable[Reason]:
@@ -184,15 +225,13 @@ def _hardware(offer: Offer) -> Iterable[Reason]:
     named += [entry.get("Path") for key in THROTTLES for entry in wanted.get(key) or ()]
     for device in dict.fromkeys(filter(None, named)):
         if not os.path.exists(device):  # noqa: PTH110 - one stat
-            yield Reason(code=ErrorCode.INCOMPATIBLE, message=f"there is no {device}, which is given to the container")
+            yield against(Why.DEVICE_MISSING, f"there is no {device}, which is given to the container")
     cores = len(os.sched_getaffinity(0))
     if (wanted.get("NanoCpus") or 0) > cores * 10**9:
-        yield Reason(code=ErrorCode.INCOMPATIBLE, message=f"it has {cores} cores, fewer than --cpus asks for")
+        yield against(Why.CORES, f"it has {cores} cores, fewer than --cpus asks for")
     if (wished := cores_of(wanted.get("CpusetCpus") or "")) - os.sched_getaffinity(0):
-        yield Reason(
-            code=ErrorCode.INCOMPATIBLE,
-            message=f"it has not all of the cores {wanted['CpusetCpus']} that --cpuset-cpus asks for ({len(wished)})",
-        )
+        message = f"it has not all of the cores {wanted['CpusetCpus']} that --cpuset-cpus asks for ({len(wished)})"
+        yield against(Why.CORES, message)
 
 
 MOST_CORES = 1 << 16
@@ -216,19 +255,15 @@ def cores_of(text: str) -> set[int]:
     raise Refused(ErrorCode.BAD_COMMAND, f"this is no list of cores: {text[:60]!r}")
 
 
-async def _networks(host: Host, offer: Offer, others: list[Reserved]) -> list[Reason]:
+async def _networks(host: Host, offer: Offer, others: list[Reserved], known: Here) -> list[Reason]:
     reasons, here = [], {}
     for wanted in offer.networks:
-        network = await host.docker.network(wanted.name)
+        network = await known.network(wanted.name)
         if network is None:
             reasons += await _missing_network(host, offer, wanted)
         elif network.driver != wanted.driver:
-            reasons.append(
-                Reason(
-                    code=ErrorCode.INCOMPATIBLE,
-                    message=f"its network {wanted.name} is a {network.driver}, the source's a {wanted.driver}",
-                )
-            )
+            message = f"its network {wanted.name} is a {network.driver}, the source's a {wanted.driver}"
+            reasons.append(against(Why.NETWORK_DIFFERS, message))
         else:
             here[wanted.name] = network
     promised = {address for other in others for address in other.addresses}
@@ -238,10 +273,9 @@ async def _networks(host: Host, offer: Offer, others: list[Reserved]) -> list[Re
 async def _missing_network(host: Host, offer: Offer, wanted: Network) -> list[Reason]:
     if not wanted.create or host.settings.network_policy != "create":
         hint = "create it there" + (', or set network_policy = "create"' if wanted.create else "")
-        message = f"there is no network {wanted.name}"
-        return [Reason(code=ErrorCode.NETWORK_MISSING, message=message, hint=hint)]
-    _, _, against = fitting.network_here(offer, wanted, await host.docker.networks())
-    return [Reason(code=ErrorCode.INCOMPATIBLE, message=against)] if against else []
+        return [against(Why.NETWORK_MISSING, f"there is no network {wanted.name}", hint)]
+    _, _, rival = fitting.network_here(offer, wanted, await host.docker.networks())
+    return [against(Why.NETWORK_DIFFERS, rival)] if rival else []
 
 
 async def _volumes(host: Host, offer: Offer) -> tuple[list[Reason], tuple[str, ...]]:
@@ -256,7 +290,7 @@ async def _volumes(host: Host, offer: Offer) -> tuple[list[Reason], tuple[str, .
         elif not volume.anonymous:
             message, hint = await _volume(host, volume)
         if message:
-            reasons.append(Reason(code=ErrorCode.VOLUME_CONFLICT, message=message, hint=hint))
+            reasons.append(against(Why.VOLUME_CONFLICT, message, hint))
     return reasons, tuple(binds)
 
 
@@ -312,28 +346,14 @@ async def _room(host: Host, need: Reserved, others: list[Reserved]) -> list[Reas
     reasons = []
     free = proc.memory_available() - limits.memory_reserve_bytes - sum(other.memory_bytes for other in others)
     if need.memory_bytes > free:
-        reasons.append(
-            Reason(
-                code=ErrorCode.NO_MEMORY,
-                message=f"{need.memory_bytes >> 20} MiB of memory are needed, {max(free, 0) >> 20} MiB are free",
-                hint="images and container are in memory together for a moment",
-            )
-        )
+        message = f"{need.memory_bytes >> 20} MiB of memory are needed, {max(free, 0) >> 20} MiB are free"
+        reasons.append(against(Why.NO_MEMORY, message, "images and container are in memory together for a moment"))
     disk = os.statvfs(await host.docker.data_root())
     free = disk.f_bavail * disk.f_frsize - limits.disk_reserve_bytes - sum(other.disk_bytes for other in others)
     if need.disk_bytes > free:
-        reasons.append(
-            Reason(
-                code=ErrorCode.NO_SPACE,
-                message=f"{need.disk_bytes >> 20} MiB of disk are needed, {max(free, 0) >> 20} MiB are free",
-            )
-        )
+        message = f"{need.disk_bytes >> 20} MiB of disk are needed, {max(free, 0) >> 20} MiB are free"
+        reasons.append(against(Why.NO_SPACE, message))
     if len(others) >= limits.migrations:
-        reasons.append(
-            Reason(
-                code=ErrorCode.BUSY,
-                message=f"{len(others)} migrations are under way there, the limit",
-                hint="try again later, or raise limits.migrations",
-            )
-        )
+        message = f"{len(others)} migrations are under way there, the limit"
+        reasons.append(against(Why.LIMIT, message, "try again later, or raise limits.migrations"))
     return reasons

@@ -57,6 +57,12 @@ async def shown(journal: Journal) -> dict[str, float]:
     return {name: statistics.median(values) for name, values in found.items() if values}
 
 
+def predictions(memory: int, rate: float, fixed: Mapping[str, float], *, postcopy: bool) -> dict[str, float]:
+    """The blackout by each strategy that can be had."""
+    names = [name for name in strategies if postcopy or name != PostCopy.name]
+    return {name: fixed.get(name, FIXED_MS) + memory_ms(name, memory, rate) for name in names}
+
+
 def choose(request: Migrate, memory: int, link: Probed, fixed: Mapping[str, float] = NOTHING_SHOWN) -> Choice:
     """The strategy that was asked for; for `auto` the safest that keeps to the request's `max_blackout_ms`.
 

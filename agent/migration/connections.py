@@ -8,7 +8,8 @@ from typing import Final, Protocol
 
 from agent.base.errors import Refused
 from protocol.commands import TcpPolicy
-from protocol.errors import ErrorCode
+from protocol.errors import Why
+from protocol.reasons import against
 
 LABEL: Final = "transship.tcp"
 
@@ -33,16 +34,14 @@ def policy(container: Labelled, wanted: TcpPolicy, connections: int, *, address_
     if wanted is TcpPolicy.AUTO:
         wanted = _said_by_label(name, container.labels)
     if wanted is TcpPolicy.REFUSE and connections:
-        raise Refused(
-            ErrorCode.NOT_MIGRATABLE,
+        raise _refused(
             f"{name} has {connections} TCP connection{'s' if connections > 1 else ''}",
-            hint="--tcp close drops them, --tcp keep takes them along where the address moves",
+            "--tcp close drops them, --tcp keep takes them along where the address moves",
         )
     if wanted is TcpPolicy.KEEP and not address_moves_along:
-        raise Refused(
-            ErrorCode.NOT_MIGRATABLE,
+        raise _refused(
             f"the address of {name} does not move along, so its connections can't be kept",
-            hint="give it a static address on a network that both hosts share (macvlan), or use --tcp close",
+            "give it a static address on a network that both hosts share (macvlan), or use --tcp close",
         )
     if wanted in (TcpPolicy.AUTO, TcpPolicy.REFUSE):
         return TcpPolicy.KEEP if address_moves_along else TcpPolicy.CLOSE
@@ -54,8 +53,12 @@ def _said_by_label(name: str, labels: Mapping[str, str]) -> TcpPolicy:
     try:
         return TcpPolicy(said)
     except ValueError:
-        raise Refused(
-            ErrorCode.NOT_MIGRATABLE,
-            f"{name} has the label {LABEL}={said}, which is none of {', '.join(TcpPolicy)}",
-            hint="--tcp says it for this move",
+        known = ", ".join(TcpPolicy)
+        raise _refused(
+            f"{name} has the label {LABEL}={said}, which is none of {known}", "--tcp says it for this move"
         ) from None
+
+
+def _refused(message: str, hint: str) -> Refused:
+    reason = against(Why.CONNECTIONS, message, hint)
+    return Refused(reason.code, message, hint=hint, reasons=(reason,))

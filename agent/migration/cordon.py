@@ -5,7 +5,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from agent.base import durable
-from protocol.errors import ErrorCode, Reason
+from protocol import reasons
+from protocol.errors import Reason, Why
 
 FILE = "cordoned.json"
 
@@ -54,4 +55,4 @@ def against(state: Path, host: str) -> tuple[Reason, ...]:
     if found is None:
         return ()
     hint = f"`transship uncordon {host}`, if it is to take containers again"
-    return (Reason(code=ErrorCode.HOST_CORDONED, message=f"it is cordoned: {found.why}", hint=hint),)
+    return (reasons.against(Why.CORDONED, f"it is cordoned: {found.why}", hint),)

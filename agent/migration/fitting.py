@@ -13,7 +13,8 @@ from typing import Any
 from agent.doors.docker_model import Network
 from protocol import peer
 from protocol.commands import TcpPolicy
-from protocol.errors import ErrorCode, Reason
+from protocol.errors import Reason, Why
+from protocol.reasons import against
 
 ENDPOINT_SYSCTLS = "com.docker.network.endpoint.sysctls"
 OF_ETH0 = re.compile(r"net\.[^.]+\.[^.]+\.eth0\.")
@@ -85,11 +86,11 @@ def _not_to_be_had(network: Network, text: str, taken: Taken) -> str | None:
 
 def _address_reason(network: str, address: str, why: str) -> Reason:
     if why == "is taken":
-        return Reason(code=ErrorCode.ADDRESS_TAKEN, message=f"{address} is taken on {network}")
-    return Reason(
-        code=ErrorCode.INCOMPATIBLE,
-        message=f"its address {address} {why} of the network {network} there",
-        hint="make the network there with the subnet that it has on the source",
+        return against(Why.ADDRESS_TAKEN, f"{address} is taken on {network}")
+    return against(
+        Why.ADDRESS_OUTSIDE,
+        f"its address {address} {why} of the network {network} there",
+        "make the network there with the subnet that it has on the source",
     )
 
 

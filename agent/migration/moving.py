@@ -1,4 +1,4 @@
-"""One migration that leaves this host, and all of them, as `Sources` keeps them; and what their errors amount to."""
+"""One migration that leaves this host, and all of them, as `Sources` keeps them; what their errors amount to; doubts."""
 
 import asyncio
 import logging
@@ -91,3 +91,33 @@ def foreseen(failure: Exception) -> AgentError:
 def waits(run: Run) -> bool:
     """It runs at the target by post-copy, and the rest of its memory can't get there, as far as is known."""
     return run.phase is Phase.RUNNING and run.doubt is not None
+
+
+def doubt(run: Run, role: str) -> str:
+    """Why a migration may need a person, and what each answer risks; empty where it does not."""
+    if run.phase is Phase.RUNNING and (run.doubt is not None or run.record.get("lost")):
+        why = run.doubt.message if run.doubt is not None else "the rest of its memory can't come any more"
+        return f"{why} (commit: it is ended where it runs, and started anew if its restart policy wants that)"
+    if run.doubt is not None:
+        return (
+            f"decided, but {run.peer} has not confirmed: {run.doubt.message} "
+            "(commit: the container is given up here; abort: it runs on here, twice if the peer runs it too)"
+        )
+    if role == "source" and run.phase is Phase.STRANDED:
+        return "not all of it could be taken back yet; it is tried again and again (the agent's log says why it fails)"
+    if role == "target" and run.phase is Phase.STRANDED:
+        return (
+            f"decided, and {run.how_gone}; {run.peer} has its own frozen still "
+            "(abort there: it runs on there; abort here: what is left of the copy here is removed)"
+        )
+    if role == "target" and run.phase is Phase.PREPARED:
+        if run.record.get("offer", {}).get("lazy"):
+            return (
+                f"waiting for the word of {run.peer}, and then for its memory, which is there "
+                "(commit: runs here, as far as it can without; abort: lost if the source has given it up)"
+            )
+        return (
+            f"waiting for the word of {run.peer} "
+            "(commit: runs here, twice if the source runs on; abort: lost if the source has given it up)"
+        )
+    return ""

@@ -12,7 +12,8 @@ from agent.doors.docker_model import Container, Exec, Summary
 from agent.migration.view import SEMAPHORE, OpenFile, View
 from agent.network.sockets import Bound
 from protocol import peer
-from protocol.errors import ErrorCode, Reason
+from protocol.errors import Reason, Why
+from protocol.reasons import against as _no
 
 ANON_INODES: Final = frozenset({"eventfd", "eventpoll", "inotify", "fanotify", "signalfd", "timerfd", "pidfd"})
 PROTOCOLS: Final = frozenset(
@@ -22,7 +23,8 @@ PROTOCOLS: Final = frozenset(
 DEVICES: Final = frozenset({(10, 200), (10, 235)})  # /dev/net/tun, /dev/autofs
 # Memory devices (null, zero, random, ...); terminals, which CRIU makes again in the container's own devpts.
 DEVICE_MAJORS: Final = frozenset({1, 4, 5, *range(128, 144), 188, 204})
-HARDWARE: Final = ("/dev/nvidia", "/dev/dri", "/dev/kfd", "/dev/infiniband", "/dev/vfio", "/dev/kvm", "/dev/sgx")
+GPUS: Final = ("/dev/nvidia", "/dev/dri", "/dev/kfd")
+HARDWARE: Final = (*GPUS, "/dev/infiniband", "/dev/vfio", "/dev/kvm", "/dev/sgx")
 RUNTIMES: Final = frozenset({"", "runc", "io.containerd.runc.v2"})
 OWN_LOGS: Final = frozenset({"json-file", "local", "none", ""})
 SENT_LOGS: Final = frozenset({"journald", "syslog", "gelf", "fluentd", "awslogs", "splunk", "gcplogs", "logentries"})
@@ -64,7 +66,11 @@ def shared_volumes(container: Container, copied: Sequence[str], running: Sequenc
     """Volumes that another running container has too: copied, they would be two, and go apart."""
     ours = {mount.name: mount.writable for mount in container.mounts if mount.name in copied}
     return tuple(
-        _no(f"its volume {name} is also used by {other.name}, which stays here", "stop that first, or share no volume")
+        _no(
+            Why.SHARED_VOLUME,
+            f"its volume {name} is also used by {other.name}, which stays here",
+            "stop that first, or share no volume",
+        )
         for other in running
         for name, writable in dict.fromkeys(other.volumes)
         if other.id != container.id and name in ours and (writable or ours[name])
@@ -85,6 +91,7 @@ def bound_against(bound: Bound, wished: Collection[str], *, address_moves_along:
     return (
         *(
             _no(
+                Why.BOUND_ADDRESS,
                 f"a socket of it is bound to {address}, an address that does not move along",
                 "let it listen on all addresses, or give it a network whose addresses move along (macvlan)",
             )
@@ -92,6 +99,7 @@ def bound_against(bound: Bound, wished: Collection[str], *, address_moves_along:
         ),
         *(
             _no(
+                Why.BOUND_INTERFACE,
                 f"a socket of it is bound to the interface {name}, which is not there yet when CRIU restores it",
                 "close it, then move",
             )
@@ -105,12 +113,16 @@ def network_against(additions: Sequence[str], extraordinary: Iterable[str]) -> t
     return (
         *(
             _no(
+                Why.NETWORK_ADDITION,
                 f"its network has {addition}, which Docker has not given it and would not give it on the target",
                 "take that away, then move; it can be made again there",
             )
             for addition in additions
         ),
-        *(_no(f"a TCP socket of it has {what}, which CRIU can't carry") for what in sorted(extraordinary)),
+        *(
+            _no(Why.TCP_OPTION, f"a TCP socket of it has {what}, which CRIU can't carry")
+            for what in sorted(extraordinary)
+        ),
     )
 
 
@@ -119,21 +131,21 @@ def warnings(container: Container, view: View) -> tuple[str, ...]:
     return tuple(dict.fromkeys(_warnings(container, view)))
 
 
-def _no(message: str, hint: str = "", code: ErrorCode = ErrorCode.NOT_MIGRATABLE) -> Reason:
-    return Reason(code=code, message=message, hint=hint)
-
-
 # As Docker says
 
 
 def _state(container: Container) -> Iterator[Reason]:
     if container.paused:
-        yield _no("it is paused", "docker unpause it, then move it", ErrorCode.NOT_RUNNING)
+        yield _no(Why.PAUSED, "it is paused", "docker unpause it, then move it")
     elif not container.running or container.state != "running":
         hint = "only a running container has state to move; create a stopped one anew at the target"
-        yield _no(f"it is {container.state}", hint, ErrorCode.NOT_RUNNING)
+        yield _no(Why.NOT_RUNNING, f"it is {container.state}", hint)
     if container.tty:
-        yield _no("it has a terminal (docker run --tty), whose other end is on this host", "run it without --tty")
+        yield _no(
+            Why.TERMINAL,
+            "it has a terminal (docker run --tty), whose other end is on this host",
+            "run it without --tty",
+        )
 
 
 def _namespaces(container: Container) -> Iterator[Reason]:
@@ -141,41 +153,61 @@ def _namespaces(container: Container) -> Iterator[Reason]:
     for key, what in (("NetworkMode", "network"), ("PidMode", "process"), ("IpcMode", "IPC"), ("UTSMode", "UTS")):
         mode = str(host.get(key) or "")
         if mode == "host" and key != "NetworkMode":
-            yield _no(f"it shares the {what} namespace of the host", f"give it a {what} namespace of its own")
+            yield _no(
+                Why.HOST_NAMESPACE,
+                f"it shares the {what} namespace of the host",
+                f"give it a {what} namespace of its own",
+            )
         elif mode.startswith("container:"):
             other = mode.removeprefix("container:")[:12]
-            yield _no(f"it shares the {what} namespace of container {other}, which stays here")
+            yield _no(Why.SHARED_NAMESPACE, f"it shares the {what} namespace of container {other}, which stays here")
     if host.get("IpcMode") == "shareable":
         hint = "run it with --ipc private, which is Docker's default"
-        yield _no("its /dev/shm is a mount on this host (--ipc shareable), whose content does not come along", hint)
+        yield _no(
+            Why.SHAREABLE_IPC,
+            "its /dev/shm is a mount on this host (--ipc shareable), whose content does not come along",
+            hint,
+        )
     if host.get("UsernsMode") == "host":
-        yield _no("it is exempt from user namespace remapping (--userns host)")
+        yield _no(Why.HOST_NAMESPACE, "it is exempt from user namespace remapping (--userns host)")
 
 
 def _privileges(container: Container, runtime: str) -> Iterator[Reason]:
     host = container.raw["HostConfig"]
     if host.get("Privileged"):
-        yield _no("it is privileged, with all devices of this host", "give it the capabilities and devices it needs")
+        yield _no(
+            Why.PRIVILEGED,
+            "it is privileged, with all devices of this host",
+            "give it the capabilities and devices it needs",
+        )
     if host.get("DeviceRequests"):
-        yield _no("it uses a GPU or the like (--gpus), whose state can't be carried")
+        yield _no(Why.GPU, "it uses a GPU or the like (--gpus), whose state can't be carried")
     for device in host.get("Devices") or ():
         if device["PathOnHost"].startswith(HARDWARE):
-            yield _no(f"it uses the device {device['PathOnHost']}, whose state can't be carried")
+            why = Why.GPU if device["PathOnHost"].startswith(GPUS) else Why.DEVICE
+            yield _no(why, f"it uses the device {device['PathOnHost']}, whose state can't be carried")
     if container.runtime not in (*RUNTIMES, runtime):
-        yield _no(f"it is run by {container.runtime}", "only containers of runc can be checkpointed")
+        yield _no(Why.RUNTIME, f"it is run by {container.runtime}", "only containers of runc can be checkpointed")
     if host.get("Links"):
-        yield _no("it has legacy links (--link) to containers that stay here", "put both on a user-defined network")
+        yield _no(
+            Why.LEGACY_LINKS,
+            "it has legacy links (--link) to containers that stay here",
+            "put both on a user-defined network",
+        )
 
 
 def _surroundings(container: Container) -> Iterator[Reason]:
     for label, manager in MANAGERS.items():
         if label in container.labels:
-            yield _no(f"it belongs to {manager}, which would start another in its place")
+            yield _no(Why.MANAGED, f"it belongs to {manager}, which would start another in its place")
     if container.log_driver not in OWN_LOGS | SENT_LOGS:
-        yield _no(f"its log driver {container.log_driver} is a plugin of this host")
+        yield _no(Why.LOG_PLUGIN, f"its log driver {container.log_driver} is a plugin of this host")
     for mount in container.mounts:
         if mount.kind not in ("volume", "bind", "tmpfs"):
-            yield _no(f"its mount {mount.destination} is of the kind {mount.kind}, which can't be made again elsewhere")
+            yield _no(
+                Why.MOUNT,
+                f"its mount {mount.destination} is of the kind {mount.kind}, which can't be made again elsewhere",
+            )
 
 
 def _is_probe(container: Container, found: Exec) -> bool:
@@ -189,28 +221,32 @@ def _is_probe(container: Container, found: Exec) -> bool:
 
 def _execs(execs: Sequence[Exec]) -> Iterator[Reason]:
     for found in execs:
-        yield _no(
-            f"`{found.command}` was started in it by docker exec and still runs", "end it, then move", ErrorCode.BUSY
-        )
+        message = f"`{found.command}` was started in it by docker exec and still runs"
+        yield _no(Why.EXEC_SESSION, message, "end it, then move")
 
 
 def _networks(networks: Sequence[peer.Network]) -> Iterator[Reason]:
     for network in networks:
         if not network.driver:
-            yield _no(f"its network {network.name} is gone on this host")
+            yield _no(Why.NETWORK_GONE, f"its network {network.name} is gone on this host")
         elif network.driver not in NETWORK_DRIVERS:
-            yield _no(f"its network {network.name} is of the driver {network.driver}, which is not supported")
+            message = f"its network {network.name} is of the driver {network.driver}, which is not supported"
+            yield _no(Why.NETWORK_DRIVER, message)
 
 
 def _volumes(volumes: Sequence[peer.Volume]) -> Iterator[Reason]:
     for volume in volumes:
         if volume.kind == "volume" and volume.driver != "local" and (volume.anonymous or not volume.shared):
             message = f"its volume {volume.name} is of the driver {volume.driver}, which has it on this host alone"
-            yield _no(message, "use a plain local volume, or a named one of a driver with the scope `global`")
+            yield _no(
+                Why.VOLUME_DRIVER,
+                message,
+                "use a plain local volume, or a named one of a driver with the scope `global`",
+            )
         device, kind = volume.options.get("device", ""), volume.options.get("type", "")
         if volume.kind == "volume" and volume.driver == "local" and device and kind not in SHARED_STORAGE:
             message = f"its volume {volume.name} is a mount of {device} on this host, whose content does not come along"
-            yield _no(message, "use a plain local volume, or one on shared storage")
+            yield _no(Why.VOLUME_OF_HOST, message, "use a plain local volume, or one on shared storage")
 
 
 # As the kernel says
@@ -219,9 +255,13 @@ def _volumes(volumes: Sequence[peer.Volume]) -> Iterator[Reason]:
 def _lost_without_a_word(view: View) -> Iterator[Reason]:
     """What CRIU does not look at: it would be gone, and nobody would be told."""
     for group in view.groups:
-        yield _no(f"it has joined the multicast group {group}, and CRIU does not carry memberships")
+        yield _no(Why.MULTICAST, f"it has joined the multicast group {group}, and CRIU does not carry memberships")
     for queue in view.queues:
-        yield _no(f"it has the POSIX message queue /{queue}, which CRIU can't carry", "remove it (mq_unlink)")
+        yield _no(
+            Why.MESSAGE_QUEUE,
+            f"it has the POSIX message queue /{queue}, which CRIU can't carry",
+            "remove it (mq_unlink)",
+        )
 
 
 BEING_PUT_IN = "runc:["
@@ -234,18 +274,22 @@ def _tasks(view: View, execs: set[int]) -> Iterator[Reason]:
     for process in view.processes:
         who = f"{process.name} (pid {process.inner_pid} in it)"
         if process.tracer:
-            yield _no(f"{who} is being traced", "detach the debugger", ErrorCode.BUSY)
+            yield _no(Why.TRACED, f"{who} is being traced", "detach the debugger")
         outsider = process.pid != view.init and process.parent not in pids and process.pid not in execs
         # one that runc is just putting in may be a probe that has begun since the list of them: it is waited for later
         if outsider and not process.name.startswith(BEING_PUT_IN):
-            yield _no(f"{who} was put into it from outside", "end it, then move", ErrorCode.BUSY)
+            yield _no(Why.FOREIGN_PROCESS, f"{who} was put into it from outside", "end it, then move")
         if process.state == "T" and view.cgroup_version == 1:
             # the freezer of cgroup v1 keeps a stopped task from being traced (kernels from 6.1): CRIU would wait for it
-            yield _no(f"{who} is stopped, and can't be dumped with cgroup v1", "continue it (kill -CONT)")
+            yield _no(
+                Why.STOPPED_PROCESS, f"{who} is stopped, and can't be dumped with cgroup v1", "continue it (kill -CONT)"
+            )
         for kind, name in process.namespaces.items():
             # What docker exec starts in a moved container is in this host's time namespace: CRIU made one for the rest.
             if own.get(kind, name) != name and not (kind == "time" and process.pid in execs):
-                yield _no(f"{who} has a {kind} namespace of its own, and CRIU carries one for all")
+                yield _no(
+                    Why.NESTED_NAMESPACE, f"{who} has a {kind} namespace of its own, and CRIU carries one for all"
+                )
 
 
 def _files(view: View) -> Iterator[Reason]:
@@ -256,9 +300,18 @@ def _files(view: View) -> Iterator[Reason]:
                 if opened.kind == "renamed":
                     what += ", a name that is gone while the file has another one"
                 verb = "maps" if opened.fd < 0 else "has open"
-                yield _no(f"{process.name} {verb} {what}, which CRIU can't carry", HINTS.get(opened.name, ""))
+                yield _no(
+                    _why(opened), f"{process.name} {verb} {what}, which CRIU can't carry", HINTS.get(opened.name, "")
+                )
     if view.lost_watches:
-        yield _no(f"{view.lost_watches} of its inotify watches are on files that have no path any more")
+        yield _no(Why.INOTIFY, f"{view.lost_watches} of its inotify watches are on files that have no path any more")
+
+
+def _why(opened: OpenFile) -> Why:
+    """Which of the reasons it is that something open can't be carried."""
+    if opened.kind == "anon" and opened.name == "io_uring":
+        return Why.IO_URING
+    return {"socket": Why.SOCKET, "renamed": Why.RENAMED_FILE}.get(opened.kind, Why.OPEN_FILE)
 
 
 def _carried(opened: OpenFile) -> bool:
@@ -281,6 +334,7 @@ def _unix_sockets(view: View) -> Iterator[Reason]:
             name = names.get(found.peer, "*")
             where = f"to {name}" if name != "*" else "without a name"
             yield _no(
+                Why.UNIX_SOCKET,
                 f"{held[found.inode]} has a UNIX socket connection {where} with a process outside",
                 "close it, then move; a mounted socket that is not connected is no obstacle",
             )

@@ -6,8 +6,9 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from protocol.errors import ErrorCode, Reason
+from protocol.errors import Reason, Why
 from protocol.peer import Listening
+from protocol.reasons import against
 
 KINDS = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}
 EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104 - tried, not listened on
@@ -99,20 +100,11 @@ def reasons(
 ) -> Iterator[Reason]:
     """What stands against taking a container with these ports."""
     for port in clashing(published(create), promised) if policy == "refuse" else ():
-        yield Reason(
-            code=ErrorCode.PORT_TAKEN,
-            message=f"port {port}, which it publishes, is taken",
-            hint='free it on the target, or set port_policy = "remap" there',
-        )
+        hint = 'free it on the target, or set port_policy = "remap" there'
+        yield against(Why.PORT_TAKEN, f"port {port}, which it publishes, is taken", hint)
     for port in clashing(held, promised):
-        yield Reason(
-            code=ErrorCode.PORT_TAKEN,
-            message=f"port {port}, which it holds on the host's network, is taken",
-            hint="free it on the target",
-        )
+        message = f"port {port}, which it holds on the host's network, is taken"
+        yield against(Why.PORT_TAKEN, message, "free it on the target")
     for port in without_address(create):
-        yield Reason(
-            code=ErrorCode.INCOMPATIBLE,
-            message=f"it publishes {port.inner} on {port.ip}, which is no address of the target",
-            hint="publish it on all addresses, or on one that both hosts have",
-        )
+        message = f"it publishes {port.inner} on {port.ip}, which is no address of the target"
+        yield against(Why.ADDRESS_OUTSIDE, message, "publish it on all addresses, or on one that both hosts have")

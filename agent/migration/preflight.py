@@ -6,6 +6,7 @@ import os
 import shutil
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from agent.base.errors import Refused
@@ -28,9 +29,21 @@ from agent.network import additions, sockets
 from agent.prework import init
 from agent.prework.ids import IdMap, IdRange
 from agent.prework.tree import Source
+from protocol.base import utc_now
 from protocol.commands import ExecPolicy, Migrate
-from protocol.errors import ErrorCode, Reason
+from protocol.errors import ErrorCode, Reason, Why
 from protocol.peer import ImageRef, Listening, Network, Offer, Volume
+from protocol.reasons import against
+
+
+@dataclass(frozen=True, slots=True)
+class Examined:
+    """A container, as far as this side can see."""
+
+    container: Container
+    reasons: tuple[Reason, ...]
+    subject: Subject | None
+    """None where it is so that nothing of it could be offered to anybody."""
 
 
 async def examine(host: Host, request: Migrate, migration: str) -> Subject:
@@ -38,6 +51,19 @@ async def examine(host: Host, request: Migrate, migration: str) -> Subject:
 
     Raises:
         Refused: with every reason that this side can see; nothing was touched.
+
+    """
+    found = await look_at(host, request, migration)
+    if found.reasons or found.subject is None:
+        raise admission.refusal(host.name, found.container.name, found.reasons, verb="can't give")
+    return found.subject
+
+
+async def look_at(host: Host, request: Migrate, migration: str, *, measured: bool = True) -> Examined:
+    """The same with what stands against it; `measured`: how large its files are, too, which may take its time.
+
+    Raises:
+        Refused: there is no such container, or it does not run.
 
     """
     container = await host.docker.find(request.container)
@@ -48,24 +74,16 @@ async def examine(host: Host, request: Migrate, migration: str) -> Subject:
             hint="`transship ps` lists them",
         )
     if not container.running or not container.pid:  # one that waits for its restart counts as running
-        raise Refused(
-            ErrorCode.NOT_RUNNING,
-            f"{container.name} is {container.state}, not running",
-            hint="only a running container has state to move; create a stopped one anew at the target",
-        )
+        hint = "only a running container has state to move; create a stopped one anew at the target"
+        reason = against(Why.NOT_RUNNING, f"{container.name} is {container.state}, not running", hint)
+        raise Refused(ErrorCode.NOT_RUNNING, reason.message, hint=hint, reasons=(reason,))
     execs = await _running_execs(host, request, container)
     view = await look(host.shell, container.pid)
     reasons = list(obstacles(container, view, execs, host.settings.runtime))
-    reasons += await _engine(host)
+    reasons += await _engine(host, view)
     image = await host.docker.image(container.image_id)
     if image is None:
-        reasons.append(
-            Reason(
-                code=ErrorCode.NOT_MIGRATABLE,
-                message="its image was removed on this host",
-                hint="pull it again, then move",
-            )
-        )
+        reasons.append(against(Why.IMAGE_REMOVED, "its image was removed on this host", "pull it again, then move"))
     pinned = pins.recall(host.settings.state_dir, container.id)
     details = await spec.describe(host.docker, container, image, pinned)
     reasons += belongings_against(details.networks, details.volumes)
@@ -79,9 +97,24 @@ async def examine(host: Host, request: Migrate, migration: str) -> Subject:
     tasks = freezer.cgroup_of(container.pid).tasks()
     memory = await asyncio.to_thread(measure.image_bytes, container.pid, tasks)
     reasons += _room(memory)
-    if reasons or image is None:
-        raise admission.refusal(host.name, container.name, reasons, verb="can't give")
-    return await _subject(host, request, migration, container, image, details, view, memory, held)
+    subject = None
+    if image is not None:
+        try:
+            seen = _Seen(container, image, details, view, memory, held)
+            subject = await _subject(host, request, migration, seen, measured=measured)
+        except Refused as refused:
+            reasons += refused.reasons
+    return Examined(container, tuple(reasons), subject)
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    container: Container
+    image: Image
+    details: spec.Spec
+    view: View
+    memory: int
+    held: Sequence[sockets.Place]
 
 
 def image_ref(container: Container, image: Image) -> ImageRef:
@@ -137,22 +170,17 @@ async def _running_execs(host: Host, request: Migrate, container: Container) -> 
     return execs
 
 
-async def _engine(host: Host) -> list[Reason]:
+async def _engine(host: Host, view: View) -> list[Reason]:
     engine = await host.engine()
     reasons = []
     if not admission.criu_is_usable(engine.criu):
-        reasons.append(
-            Reason(
-                code=ErrorCode.CRIU_UNUSABLE,
-                message=f"CRIU {engine.criu} is too old" if engine.criu else "CRIU is not installed",
-                hint="install CRIU 4.2 or newer",
-            )
-        )
+        message = f"CRIU {engine.criu} is too old" if engine.criu else "CRIU is not installed"
+        reasons.append(against(Why.CRIU_VERSION, message, "install CRIU 4.2 or newer"))
+    elif "seccomp_suspend" not in engine.criu_features and any(process.seccomp for process in view.processes):
+        reasons.append(against(Why.SECCOMP, "its processes have a seccomp filter, which this kernel can't suspend"))
     for program in ("runc", "nft", "nsenter"):
         if shutil.which(program) is None:
-            reasons.append(
-                Reason(code=ErrorCode.NOT_MIGRATABLE, message=f"{program} is not installed", hint=f"install {program}")
-            )
+            reasons.append(against(Why.TOOL_MISSING, f"{program} is not installed", f"install {program}"))
     return reasons
 
 
@@ -160,25 +188,12 @@ def _room(memory: int) -> list[Reason]:
     free = proc.memory_available()
     if memory <= free:
         return []
-    return [
-        Reason(
-            code=ErrorCode.NO_MEMORY,
-            message=f"{memory >> 20} MiB of memory are needed for the images, {free >> 20} MiB are free here",
-        )
-    ]
+    message = f"{memory >> 20} MiB of memory are needed for the images, {free >> 20} MiB are free here"
+    return [against(Why.NO_MEMORY, message)]
 
 
-async def _subject(
-    host: Host,
-    request: Migrate,
-    migration: str,
-    container: Container,
-    image: Image,
-    details: spec.Spec,
-    view: View,
-    memory: int,
-    held: Sequence[sockets.Place],
-) -> Subject:
+async def _subject(host: Host, request: Migrate, migration: str, seen: _Seen, *, measured: bool) -> Subject:
+    container, details, view, memory = seen.container, seen.details, seen.view, seen.memory
     tcp = connections.policy(container, request.tcp, len(view.tcp), address_moves_along=details.address_moves_along)
     volumes = _told_apart(details.volumes)
     trees = _trees(container, volumes)
@@ -193,19 +208,21 @@ async def _subject(
         container_id=container.id,
         create=details.create,
         restart_policy=kept.policy_of(host.settings.state_dir, container),
-        image=image_ref(container, image),
+        image=image_ref(container, seen.image),
         volumes=volumes,
         networks=details.networks if details.address_moves_along else _without_addresses(details.networks),
         pinned=details.pinned,
-        listening=_listening(held),
+        listening=_listening(seen.held),
         init=digest,
         tcp=tcp,
         memory_bytes=memory,
-        files_bytes=await asyncio.to_thread(lambda: sum(map(_tree_bytes, places))),
+        files_bytes=await asyncio.to_thread(lambda: sum(map(_tree_bytes, places))) if measured else 0,
         tasks=len(view.processes),
         engine=await host.engine(),
         kernel=os.uname().release,
         machine=os.uname().machine,
+        cpu=await host.cpu(),
+        sent_at=utc_now(),
         after=request.source,
     )
     return Subject(
@@ -271,11 +288,9 @@ def upper_dir(container: Container) -> str:
         driver = container.raw.get("GraphDriver") or {}
         if found := (driver.get("Data") or {}).get("UpperDir"):
             return str(found)
-    raise Refused(
-        ErrorCode.NOT_MIGRATABLE,
-        "its writable layer is not an overlay",
-        hint="the storage drivers overlay2 and the containerd image store with overlayfs are supported",
-    )
+    hint = "the storage drivers overlay2 and the containerd image store with overlayfs are supported"
+    reason = against(Why.STORAGE_DRIVER, "its writable layer is not an overlay", hint)
+    raise Refused(reason.code, reason.message, hint=hint, reasons=(reason,))
 
 
 def id_map(pid: int) -> IdMap:

@@ -25,9 +25,11 @@ from agent.migration.run import Run
 from agent.migration.target import Target, offer_from
 from protocol.errors import ErrorCode
 from protocol.peer import (
+    Against,
     Answer,
     Arrival,
     Arrived,
+    Checked,
     Created,
     Decision,
     DecisionKind,
@@ -35,6 +37,7 @@ from protocol.peer import (
     Offer,
     Prepared,
     Probed,
+    Question,
     Running,
     Staged,
 )
@@ -87,6 +90,8 @@ class Targets:
         self._decide = decide
         self._slots: dict[str, _Slot] = {}
         self._admitting = asyncio.Lock()
+        self.on_end: Callable[[], None] = lambda: None
+        """Called when one of them is over here."""
         self._work: set[asyncio.Task[Any]] = set()
 
     # --- PeerHandler ---
@@ -102,6 +107,14 @@ class Targets:
         seconds = max(time.monotonic() - began, 1e-4) if began else 1.0
         against = next(admission.against_postcopy(await self._host.engine()), None)
         return Probed(rate=max(stream.bytes - first, 1) / seconds, against_postcopy=against.message if against else "")
+
+    async def check(self, peer: str, question: Question) -> Checked:
+        """What would be said of these offers; nothing is reserved."""
+        here = await admission.Here.look(self._host)
+        postcopy = tuple(admission.against_postcopy(here.engine))
+        needs = [slot.need for slot in self._slots.values()]
+        judged = [await admission.judge(self._host, offer, needs, image_room(offer), here) for offer in question.offers]
+        return Checked(answers=tuple(Against(reasons=one.reasons, postcopy=postcopy) for one in judged))
 
     async def offer(self, peer: str, offer: Offer) -> Answer:
         return await self._apart(self._take(peer, offer))
@@ -252,6 +265,7 @@ class Targets:
 
     def _remove(self, slot: _Slot) -> None:
         self._slots.pop(slot.target.run.id, None)
+        self.on_end()
         if slot.watch is not None and slot.watch is not asyncio.current_task():
             slot.watch.cancel()
 

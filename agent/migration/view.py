@@ -54,6 +54,8 @@ class Process:
     files: tuple[OpenFile, ...]
     processors: int = 0
     """How many it may run on; 0 if that was not seen."""
+    seccomp: bool = False
+    """Whether a filter of it judges each system call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +148,7 @@ def _process(pid: int) -> Process | None:
             namespaces=_namespaces(folder),
             files=(*_descriptors(folder), *_mappings(folder)),
             processors=len(os.sched_getaffinity(pid)),
+            seccomp=fields.get("Seccomp", "").strip() == "2",
         )
     except (OSError, KeyError):
         return None

@@ -62,7 +62,9 @@ def test_every_request_is_tried() -> None:
     from agent.doors.peer_server import PeerHandler
 
     asked = {name for name in vars(PeerHandler) if not name.startswith("_")}
-    assert asked - set(REQUESTS) == {"probe", "offer", "decision"}, "those are of nobody's migration, or tried below"
+    assert asked - set(REQUESTS) == {"probe", "check", "offer", "decision"}, (
+        "those are of nobody's migration, or tried below"
+    )
 
 
 @pytest.mark.parametrize("request_name", REQUESTS)

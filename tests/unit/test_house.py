@@ -18,7 +18,7 @@ FLOORS = [
         *("agent.dispatcher", "agent.announcer", "agent.inventory", "agent.certificates"),
         *("agent.logs", "agent.metrics", "agent.dashboard"),
     },
-    {"agent.shutdown"},
+    {"agent.shutdown", "agent.check"},
     {"agent.vault"},
     {"agent.migration"},
     {"agent.strategy"},

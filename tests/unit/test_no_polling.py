@@ -9,6 +9,7 @@ ROOT = Path(__file__).parents[2]
 WAITS = {
     "agent/announcer.py": "this host's own load: /proc has no event for it",
     "agent/base/tasks.py": "tries again what has failed; what is tried is the caller's",
+    "agent/check/keeper.py": "events that come in crowds, each waits for the next",
     "agent/checkpoint/freezer.py": "the kernel's freezer: cgroup v1 has no event for it",
     "agent/checkpoint/segments.py": "files that CRIU is writing",
     "agent/daemon.py": "systemd's watchdog",

@@ -51,7 +51,7 @@ class Host:
         none = SimpleNamespace(open=tuple, limit=limit)
         host = SimpleNamespace(journal=self.journal, name="node-a", docker=SimpleNamespace(find=find))
         vault = SimpleNamespace(store=SimpleNamespace(remove=remove))
-        parts: list[Any] = [host, None, none, none, vault, SimpleNamespace(create=create), None, None]
+        parts: list[Any] = [host, None, none, none, vault, SimpleNamespace(create=create), None, None, None]
         return Dispatcher(*parts)
 
 
