@@ -18,6 +18,7 @@ from agent import __version__
 from agent.doors.http_server import Page
 from agent.migration import choosing
 from agent.migration.machine import ENDS, Role
+from agent.migration.report import rehearsed
 from agent.migration.run import Run
 from protocol.status import Phase
 
@@ -26,7 +27,7 @@ BLACKOUT_SECONDS = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0, 1.4, 2.0, 3.0
 PHASE_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0)
 MOVE_SECONDS = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 7200.0)
 JOURNAL_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0)
-RESULTS = ("done", "refused", "rolled-back", "lost")
+RESULTS = ("done", "refused", "rolled-back", "lost", "rehearsed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +138,8 @@ class Metrics:
 
 
 def _result(run: Run) -> str:
+    if run.phase is Phase.ROLLED_BACK and run.failure is None and rehearsed(run):
+        return "rehearsed"
     return "lost" if run.phase is Phase.DONE and run.failure is not None else str(run.phase)
 
 

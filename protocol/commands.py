@@ -89,6 +89,8 @@ class Migrate(_Command):
     bandwidth: int | None = Field(default=None, gt=0)
     """Bytes a second at most, for what is sent while the container runs."""
     compress: Compress = Compress.AUTO
+    rehearse: bool = False
+    """Do all of it up to the restored copy, which never runs, and take it all back: would it work, and how long?"""
 
 
 class Check(_Command):

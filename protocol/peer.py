@@ -164,6 +164,8 @@ class Offer(WireModel):
     after: SourcePolicy = SourcePolicy.REMOVE
     home: HostName | None = None
     """Where it returns to, if an evacuation has brought it."""
+    rehearsal: bool = False
+    """The copy is to be thrown away: another name, no network, and no `go`."""
     lazy: bool = False
     """Memory follows over the page channel when the copy runs (post-copy)."""
 
@@ -186,6 +188,8 @@ class Checked(WireModel):
     """In the order of the offers; nothing was reserved."""
 
     answers: tuple[Against, ...]
+    at: Timestamp
+    """By that host's clock."""
 
 
 class Answer(WireModel):

@@ -141,6 +141,10 @@ class MigrationReport(WireModel):
     """From the freeze to the target's word that the tasks run; None where it never froze."""
     predicted_blackout_ms: float | None = None
     """What was expected before it began."""
+    held_ms: float | None = None
+    """In a rehearsal: how long the container was frozen, for the dump."""
+    rehearsed_ms: float | None = None
+    """In a rehearsal: from the freeze until the copy was restored and proved, which is what a blackout is made of."""
     total_ms: float = 0
     freeze_ms: float | None = None
     dump_ms: float | None = None
@@ -185,6 +189,8 @@ class MigrationStatus(WireModel):
     """Goes up with each message; a lower one is stale."""
     started_at: Timestamp
     at: Timestamp
+    rehearsal: bool = False
+    """It ends as `rolled-back` without an error, and the container has never left."""
     strategy: str = ""
     part: str = ""
     """What is being sent just now."""

@@ -61,7 +61,11 @@ def missing(what: str, said: str, hint: str) -> Finding:
 
 
 def check(out: Out, places: Places) -> int:
-    findings = asyncio.run(look(places))
+    return tell(out, asyncio.run(look(places)))
+
+
+def tell(out: Out, findings: list[Finding]) -> int:
+    """Show them; the exit code."""
     lacking = any(one.verdict is Verdict.MISSING for one in findings)
     if out.as_json:
         for one in findings:
@@ -89,7 +93,7 @@ def _show(out: Out, findings: list[Finding]) -> None:
 async def look(places: Places, shell: Shell | None = None) -> list[Finding]:
     """Everything, whatever fails."""
     runner = shell or Shell()
-    settings, told = _settings(places)
+    found, told = settings(places)
     docker = _docker(places)
     tools = await asyncio.gather(_criu(runner), _criu_check(runner), _runc(runner))
     return [
@@ -100,12 +104,12 @@ async def look(places: Places, shell: Shell | None = None) -> list[Finding]:
         _nft(),
         _run_folder(places),
         *_folders(places),
-        *(_peers(settings), *_certificates(settings), await _broker(settings)),
+        *(_peers(found), *_certificates(found), await _broker(found)),
         *(await _service(runner, places)),
     ]
 
 
-def _settings(places: Places) -> tuple[Settings, Finding]:
+def settings(places: Places) -> tuple[Settings, Finding]:
     what = "settings"
     if not places.settings.exists():
         return Settings(), missing(what, f"there is no {places.settings}", "`transship setup` writes an example")

@@ -88,13 +88,18 @@ Bandwidth = Annotated[
 ]
 
 
+Container = Annotated[
+    str, typer.Argument(metavar="CONTAINER", help="Its name, or the beginning of its id.", autocompletion=CONTAINERS)
+]
+Rehearse = Annotated[
+    bool, typer.Option("--rehearse", help="Do all but let it run there, and take it all back: would it work?")
+]
+
+
 @app.command()
 def migrate(
     context: typer.Context,
-    container: Annotated[
-        str,
-        typer.Argument(metavar="CONTAINER", help="Its name, or the beginning of its id.", autocompletion=CONTAINERS),
-    ],
+    container: Container,
     to: Annotated[str, typer.Option("--to", metavar="HOST", help="Where it is to run.", autocompletion=HOSTS)],
     source: Annotated[
         str | None,
@@ -122,6 +127,7 @@ def migrate(
     allow_postcopy: AllowPostcopy = False,
     bandwidth: Bandwidth = "none",
     compress: Compress = "auto",
+    rehearse: Rehearse = False,
     detach: Annotated[bool, typer.Option("--detach", "-d", help="Do not wait for the end.")] = False,
     timeout: Patience = None,
     as_json: Json = False,
@@ -144,6 +150,7 @@ def migrate(
         bandwidth=bandwidth,
         compress=compress,
         allow_postcopy=allow_postcopy,
+        rehearse=rehearse,
         detach=detach,
         timeout=timeout,
     )
@@ -151,6 +158,7 @@ def migrate(
 
 
 app.command()(looking.check)
+app.command()(looking.doctor)
 app.command()(of_hosts.evacuate)
 app.command("return")(of_hosts.give_back)
 app.command()(of_hosts.cordon)

@@ -11,7 +11,7 @@ from agent.cli import finding
 from agent.cli.commands import bytes_a_second
 from agent.cli.controller import Controller, NoAnswer, checked
 from agent.cli.listing import known
-from agent.cli.output import FAILED, IN_DOUBT, OK, REFUSED, Out, exit_code
+from agent.cli.output import FAILED, IN_DOUBT, OK, REFUSED, Out, duration, exit_code
 from agent.cli.progress import View, view
 from protocol.commands import Migrate, Reply, ReplyKind
 from protocol.errors import Consequence, ErrorCode, ErrorInfo
@@ -36,6 +36,7 @@ class Wanted:
     execs: str = "refuse"
     keep_source: bool = False
     max_blackout_ms: int | None = None
+    rehearse: bool = False
     detach: bool = False
     timeout: float | None = None
 
@@ -108,6 +109,7 @@ def _command(wanted: Wanted, name: str) -> Migrate:
         allow_postcopy=wanted.allow_postcopy,
         bandwidth=bytes_a_second(wanted.bandwidth),
         compress=wanted.compress,
+        rehearse=wanted.rehearse,
     )
 
 
@@ -141,6 +143,8 @@ async def _follow(
             f"{migration} has not ended within {wanted.timeout:g} s; it goes on",
             hint=f"`transship migrations` shows how far it is, `transship cancel {migration}` takes it back",
         ) from None
+    if wanted.rehearse and outcome.error is None and outcome.phase in (Phase.DONE, Phase.ROLLED_BACK):
+        return _rehearsed(out, shown, migration, wanted, outcome.report)
     return _tell(out, shown, migration, outcome)
 
 
@@ -190,6 +194,33 @@ _ENDS = {
     Consequence.TAKEN_BACK: Phase.ROLLED_BACK,
     Consequence.STRANDED: Phase.STRANDED,
 }
+
+
+def _rehearsed(out: Out, shown: View, migration: str, wanted: Wanted, report: MigrationReport | None) -> int:
+    """It would have worked; and how long it would have been frozen."""
+    shown.close()
+    said = report.model_dump(mode="json") if report else None
+    if out.as_json:
+        out.item({"type": "rehearsal", "ok": True, "exit_code": OK, "migration": migration, "report": said})
+        return OK
+    out.say(
+        f"✔ {wanted.container} could be moved to {wanted.to}; it runs on where it is, and nothing is left there",
+        "green",
+    )
+    if report is not None:
+        was = (
+            ("frozen here for the dump", report.held_ms),
+            ("dump", report.dump_ms),
+            ("restore there", report.restore_ms),
+        )
+        out.say("  " + ", ".join(f"{what} {duration(ms)}" for what, ms in was))
+        expected = (
+            f"  blackout of a move: {duration(report.rehearsed_ms)} measured, without the decision and the network"
+        )
+        out.say(f"{expected}; {duration(report.predicted_blackout_ms)} predicted")
+        for note in report.notes:
+            out.say(f"  note: {note}", "dim")
+    return OK
 
 
 def _tell(out: Out, shown: View, migration: str, outcome: Outcome) -> int:

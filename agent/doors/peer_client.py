@@ -10,6 +10,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from datetime import datetime
 from typing import Any, Self, TypeVar
 
 import aiohttp
@@ -110,6 +111,11 @@ class PeerClient:
 
         timeout = aiohttp.ClientTimeout(total=self._deadlines.offer, sock_connect=self._deadlines.connect)
         return _parse(Probed, await self._request("PUT", migration, "/probe", some(), timeout))
+
+    async def clock(self, migration: str) -> datetime:
+        """What time it is there."""
+        question = Question(offers=())
+        return (await self._ask(Checked, "POST", migration, "/check", question, self._deadlines.connect)).at
 
     async def check(self, migration: str, offers: Sequence[Offer]) -> tuple[Against, ...]:
         """What it would say of these; nothing is begun there."""

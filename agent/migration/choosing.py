@@ -113,6 +113,8 @@ async def find_way(run: Run, host: Host, request: Migrate, subject: Subject, pee
     choice = choose(request, subject.memory_bytes, link.model_copy(update={"rate": chosen.rate}), fixed)
     run.strategy, run.reason = choice.strategy, choice.reason
     run.figures["predicted_ms"], run.figures["by_memory"] = choice.predicted_ms, choice.memory_ms
+    if request.rehearse:  # with another strategy the container would be frozen, or away, for the memory's sake
+        run.strategy = Cold.name
 
 
 def strategy_of(run: Run) -> Strategy:

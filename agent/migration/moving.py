@@ -4,9 +4,10 @@ import asyncio
 import logging
 from dataclasses import dataclass
 
-from agent.base.errors import AgentError, Refused, StepFailed
+from agent.base.errors import AgentError, Refused, StepFailed, Stranded
 from agent.doors.docker import unavailable
 from agent.migration import machine
+from agent.migration.rehearsal import Rehearsed
 from agent.migration.run import Run
 from protocol.errors import Consequence
 from protocol.peer import DecisionKind
@@ -78,6 +79,34 @@ def untouched(error: AgentError) -> AgentError:
     if error.consequence is Consequence.UNTOUCHED:
         return error
     return unavailable(error) or Refused(error.code, error.message, hint=error.hint, detail=error.detail)
+
+
+async def took_back(move: Move, error: AgentError) -> AgentError | None:
+    """Enter the end phase of a story that failed; the error, by what it means for the container.
+
+    None: it was a rehearsal, whose end this is.
+    """
+    run = move.run
+    if not machine.may_cancel(run.phase):
+        return error  # decided: it goes on
+    move.ending = True
+    if isinstance(error, Rehearsed) and not run.undo_failed:
+        await run.enter(Phase.ROLLED_BACK)
+        return None
+    there = Phase.ROLLED_BACK
+    if run.undo_failed:
+        there = Phase.STRANDED
+        error = Stranded(
+            f"{error.message}; and not all could be taken back: {'; '.join(run.undo_failed)}",
+            hint="it is tried again until it works; the container may be frozen or without its network till then",
+            detail=error.detail,
+        )
+    elif run.phase is Phase.PLANNED:
+        there = Phase.REFUSED
+        error = untouched(error)
+    run.failure = error.info()
+    await run.enter(there)
+    return error
 
 
 def foreseen(failure: Exception) -> AgentError:

@@ -224,6 +224,7 @@ async def _subject(host: Host, request: Migrate, migration: str, seen: _Seen, *,
         cpu=await host.cpu(),
         sent_at=utc_now(),
         after=request.source,
+        rehearsal=request.rehearse,
     )
     return Subject(
         id=container.id,

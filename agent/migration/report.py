@@ -20,6 +20,8 @@ def report(run: Run) -> MigrationReport:
         parts=tuple(run.parts),
         blackout_ms=figure.get("blackout_ms"),
         predicted_blackout_ms=figure.get("predicted_ms"),
+        held_ms=figure.get("held_ms"),
+        rehearsed_ms=figure.get("rehearsed_ms"),
         total_ms=round(run.elapsed_ms(), 3),
         freeze_ms=figure.get("freeze_ms"),
         dump_ms=figure.get("dump_ms"),
@@ -39,6 +41,11 @@ def report(run: Run) -> MigrationReport:
         tcp=str(run.record.get("offer", {}).get("tcp", "")),
         notes=tuple(run.notes),
     )
+
+
+def rehearsed(run: Run) -> bool:
+    """Whether it is a rehearsal."""
+    return bool(run.record.get("request", {}).get("rehearse"))
 
 
 def _sent(run: Run, *, memory: bool, frozen: bool) -> int:
@@ -62,6 +69,7 @@ def status(run: Run, source: str, sequence: int, error: ErrorInfo | None = None)
         sequence=sequence,
         started_at=run.started,
         at=datetime.now(UTC),
+        rehearsal=rehearsed(run),
         strategy=run.strategy,
         part="" if ended else run.part,
         bytes_sent=run.bytes_sent,

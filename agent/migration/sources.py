@@ -16,11 +16,11 @@ from agent.base.errors import AgentError, Cancelled, ContainerGone, Refused, Str
 from agent.base.tasks import beside, until_it_works
 from agent.doors.docker_model import Container
 from agent.doors.peer_client import PeerClient
-from agent.migration import choosing, leaving, machine, preflight, restarting, source
+from agent.migration import choosing, leaving, machine, preflight, rehearsal, restarting, source
 from agent.migration.host import Host
 from agent.migration.journal import Entry
 from agent.migration.machine import ENDS, RESOLUTIONS, OnRestart, Role
-from agent.migration.moving import Move, Moves, foreseen, untouched, waits
+from agent.migration.moving import Move, Moves, foreseen, took_back, waits
 from agent.migration.run import Run
 from agent.migration.subject import Subject, from_record
 from protocol.base import new_migration_id
@@ -166,13 +166,13 @@ class Sources:
             error = from_wire(run.failure) if run.failure is not None else None  # decided, and lost all the same
         except asyncio.CancelledError:
             if move.stop is None:  # the agent is being stopped; the journal knows where to go on
-                await self._took_back(move, Cancelled("the agent was stopped in the middle of the move"))
+                await took_back(move, Cancelled("the agent was stopped in the middle of the move"))
                 raise
             error = move.stop
         except Exception as failure:
             error = foreseen(failure)
         if error is not None:
-            error = await self._again(run, partial(self._took_back, move, error))
+            error = await self._again(run, partial(took_back, move, error))
         if run.phase in ENDS[Role.SOURCE]:
             self.moves.forget(run.id)
         try:
@@ -203,28 +203,8 @@ class Sources:
             strategy = choosing.strategies[run.strategy]()
             following = strategy.carry(subject.memory(run, self._host, peer))
             async with beside(self._progress(run), leaving.tell_alive(peer, run), following):
-                await source.migrate(run, subject, self._host, peer, strategy)
-
-    async def _took_back(self, move: Move, error: AgentError) -> AgentError:
-        """Enter the end phase of a story that failed; the error, by what it means for the container."""
-        run = move.run
-        if not machine.may_cancel(run.phase):
-            return error  # decided: it goes on
-        move.ending = True
-        there = Phase.ROLLED_BACK
-        if run.undo_failed:
-            there = Phase.STRANDED
-            error = Stranded(
-                f"{error.message}; and not all could be taken back: {'; '.join(run.undo_failed)}",
-                hint="it is tried again until it works; the container may be frozen or without its network till then",
-                detail=error.detail,
-            )
-        elif run.phase is Phase.PLANNED:
-            there = Phase.REFUSED
-            error = untouched(error)
-        run.failure = error.info()
-        await run.enter(there)
-        return error
+                story = rehearsal.rehearse if request.rehearse else source.migrate
+                await story(run, subject, self._host, peer, strategy)
 
     async def _progress(self, run: Run) -> None:
         sent = 0
@@ -387,7 +367,8 @@ class Sources:
         strategy = choosing.strategy_of(run)
         await strategy.stop_serving(self._host.shell, run.id)
         await leaving.wait_for_left_behind_dump(run)
-        await source.release(self._host, subject)
+        if not run.record.get("let_go"):  # by a rehearsal, which has let it run; somebody may have paused it since
+            await source.release(self._host, subject)
         await leaving.put_policy_back(self._host, run, subject)
         await strategy.release(self._host.shell, run.id)
         await run.enter(Phase.ROLLED_BACK)

@@ -22,7 +22,7 @@ from agent.checkpoint.criu import CriuOptions
 from agent.checkpoint.diagnosis import restore_failed
 from agent.doors.handover import HandOver, RestoreResult, StagedInfo
 from agent.doors.peer_server import Stream
-from agent.migration import admission, arrival, belongings, cleared, creating, fitting, held, restarting
+from agent.migration import admission, arrival, belongings, cleared, creating, fitting, held, restarting, thrown_away
 from agent.migration.following import Following
 from agent.migration.host import Host
 from agent.migration.run import Run
@@ -118,7 +118,7 @@ class Target:
         )
         await self._next_event("staged")
         self._staged = self._hand_over.staged()
-        if self._staged.network_attached_early:
+        if self._staged.network_attached_early and not self.offer.rehearsal:
             # the network comes with a hook of dockerd's own, before the restore: no stand-in is needed
             self._hand_over.without_stand_in()
         await self.run.enter(Phase.STAGED)
@@ -215,6 +215,7 @@ class Target:
 
     async def go(self) -> Running:
         """The source has decided: unlock, announce, let the tasks run. Safe to repeat."""
+        thrown_away.check_may_run(self.offer)
         if not self.run.record.get("released"):
             await self._check_copy()
             if self.run.phase is Phase.PREPARED:

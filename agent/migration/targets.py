@@ -16,13 +16,14 @@ from agent.base.tasks import Failing
 from agent.doors.docker import unavailable
 from agent.doors.pages import WebSocket
 from agent.doors.peer_server import Stream
-from agent.migration import admission, machine, restarting
+from agent.migration import admission, machine, restarting, thrown_away
 from agent.migration.arrival import image_room
 from agent.migration.host import Host
 from agent.migration.journal import Entry
 from agent.migration.machine import OnRestart, Role
 from agent.migration.run import Run
 from agent.migration.target import Target, offer_from
+from protocol.base import utc_now
 from protocol.errors import ErrorCode
 from protocol.peer import (
     Against,
@@ -114,7 +115,8 @@ class Targets:
         postcopy = tuple(admission.against_postcopy(here.engine))
         needs = [slot.need for slot in self._slots.values()]
         judged = [await admission.judge(self._host, offer, needs, image_room(offer), here) for offer in question.offers]
-        return Checked(answers=tuple(Against(reasons=one.reasons, postcopy=postcopy) for one in judged))
+        answers = tuple(Against(reasons=one.reasons, postcopy=postcopy) for one in judged)
+        return Checked(answers=answers, at=utc_now())
 
     async def offer(self, peer: str, offer: Offer) -> Answer:
         return await self._apart(self._take(peer, offer))
@@ -130,6 +132,8 @@ class Targets:
                 answer, need = await admission.examine(self._host, offer, needs, image_room(offer))
             except DockerFailed as error:
                 raise unavailable(error) or error from None
+            if offer.rehearsal:
+                offer, need = thrown_away.offer_of(offer), thrown_away.promised(offer, need)
             record = {"offer": offer.model_dump(mode="json"), "image_wanted": answer.image_wanted}
             entry = Run.entry(offer.migration, Role.TARGET, offer.container, peer, record)
             run = Run(self._host.journal, entry)
@@ -343,6 +347,8 @@ class Targets:
         if phase is Phase.RUNNING and state is not Arrival.WHOLE and decision is DecisionKind.COMMIT:
             await self._apart(self._settle(migration, asked=True))
             return
+        if decision is DecisionKind.COMMIT:
+            thrown_away.check_may_run(slot.target.offer)
         if decision not in machine.RESOLUTIONS.get((Role.TARGET, phase), {}):
             raise Refused(ErrorCode.TOO_LATE, f"{migration} is {phase} here: there is nothing to {decision}")
         if decision is DecisionKind.COMMIT:

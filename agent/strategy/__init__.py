@@ -1,6 +1,7 @@
 """How memory gets across, one module a strategy. A strategy sends; it does not freeze, decide or undo."""
 
-from dataclasses import dataclass
+import asyncio
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from agent.base.shell import Shell
@@ -33,6 +34,8 @@ class Memory:
     shell: Shell
     peer: PeerClient
     progress: Progress
+    written: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when CRIU has written the last image, by a strategy that needs the tasks no longer then."""
 
 
 class Strategy(Protocol):

@@ -54,10 +54,9 @@ class Cold:
 
     async def dump_and_send(self, memory: Memory) -> tuple[SentPart, tuple[ImageFile, ...]]:
         dump = self._dump_of(memory.shell, memory.migration)
-        finished = asyncio.Event()
-        stream = self._counted(memory.progress, segments.follow(dump.images, finished))
+        stream = self._counted(memory.progress, segments.follow(dump.images, memory.written))
         began = time.monotonic()
-        part, _ = await both(memory.peer.send_images(memory.migration, stream), self._take(memory, dump, finished))
+        part, _ = await both(memory.peer.send_images(memory.migration, stream), self._take(memory, dump))
         memory.progress.part_done(part.name, part.bytes, began, frozen=True)
         return part, self._described(dump.images)
 
@@ -82,9 +81,9 @@ class Cold:
         """CRIU leaves from before the gate; what has passed it ends with the dump."""
         await self._dump_of(shell, migration).turn_away()
 
-    async def _take(self, memory: Memory, dump: Dump, finished: asyncio.Event) -> None:
+    async def _take(self, memory: Memory, dump: Dump) -> None:
         memory.progress.figures["dump_ms"] = await dump.images_written(memory.dump_seconds, "the source")
-        finished.set()
+        memory.written.set()
 
     async def release(self, shell: Shell, migration: str) -> None:
         await self._dump_of(shell, migration).release()

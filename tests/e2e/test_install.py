@@ -56,3 +56,49 @@ async def test_a_container_created_with_the_runtime_is_an_ordinary_one(installed
     host.docker("start", "ordinary")
     host.docker("rm", "--force", "ordinary")
     assert host.docker("run", "--runtime", "transship", "--rm", "busybox", "sh", "-c", "exit 7", check=False) == ""
+
+
+def verdicts(cluster: Cluster, host: str, *words: str) -> dict[str, str]:
+    """What `doctor` finds, by what it looks at."""
+    argv = [TRANSSHIP, "doctor", "--json", *words]
+    done = cluster[host].run(argv, check=False, timeout=120)
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert lines, done.stderr
+    assert (lines[-1]["ok"], done.returncode) in {(True, 0), (False, 1)}
+    return {f"{one['what']}: {one['said']}": one["verdict"] for one in lines[:-1]}
+
+
+def test_a_host_that_was_set_up_is_all_green_and_stays_so(installed: Cluster) -> None:
+    """What is broken is found; what can be mended without a risk is, and the rest is left alone."""
+    for host in (A, B):
+        found = verdicts(installed, host)
+        assert set(found.values()) == {"good"}, found
+        assert {"broker access", "nftables", "journal", "leftovers", f"peer {B if host == A else A}"} <= {
+            each.partition(":")[0] for each in found
+        }
+    orphan = "/run/transship/dump/m-0123456789abcdef"
+    broken = (
+        f"mkdir -p {orphan}/images; chmod 644 /etc/transship/pki/host.key; chmod 755 /var/lib/transship; "
+        "echo >>/usr/local/bin/transship-runtime"
+    )
+    installed[A].run(["sh", "-ec", broken])
+    found = verdicts(installed, A)
+    wrong = {each.partition(":")[0] for each, verdict in found.items() if verdict != "good"}
+    assert wrong == {"leftovers", "certificates", "folder", "launcher"}, found
+    assert set(verdicts(installed, A, "--fix").values()) == {"good"}
+    assert installed[A].run(["test", "-e", orphan], check=False).returncode == 1
+
+
+def test_a_container_that_nobody_holds_is_named_and_left_as_it_is(installed: Cluster) -> None:
+    host = installed[A]
+    host.ensure_image("busybox")
+    container = host.docker("run", "--detach", "--name", "mute", "busybox", "sleep", "1000").strip()
+    pid = host.docker("inspect", "--format", "{{.State.Pid}}", "mute")
+    try:
+        host.run(["nsenter", f"--net=/proc/{pid}/ns/net", "nft", "add", "table", "inet", "transship"])
+        for words in ((), ("--fix",)):
+            found = verdicts(installed, A, *words)
+            [named] = [each for each, verdict in found.items() if verdict == "missing"]
+            assert container[:12] in named
+    finally:
+        host.docker("rm", "--force", "mute")

@@ -341,6 +341,6 @@ async def test_whole_check_of_a_bare_host_lists_everything_and_changes_nothing(t
 async def test_check_of_wrong_settings_says_what_is_wrong(tmp_path: Path, text: str) -> None:
     (tmp_path / "agent.toml").write_text(text)
     places = setup.Places(root=tmp_path, settings=tmp_path / "agent.toml")
-    _, finding = checks._settings(places)
+    _, finding = checks.settings(places)
     assert finding.verdict is Verdict.MISSING
     assert "brokr is not a field" in finding.said or "no TOML" in finding.said
