@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 from agent.base.errors import AgentError
-from agent.check.question import Looked, Questions, names
+from agent.check.question import BATCH, Looked, Questions, names
 from agent.doors.docker_events import DockerEvent
 from protocol.base import utc_now
 from protocol.check import Outlook, PeerCheck, PeerOutlook, Verdict
@@ -58,6 +58,8 @@ class Keeper:
         self._later: dict[str, asyncio.TimerHandle] = {}
         self._pauses: dict[str, float] = {}
         self._woken = asyncio.Event()
+        self._changed: set[str] = set()
+        """Told when the peers have been asked, too: one message for all that is new of a container."""
 
     def outlook(self, container_id: str) -> Outlook | None:
         return self._outlooks.get(container_id)
@@ -146,18 +148,28 @@ class Keeper:
             await self._woken.wait()
 
     async def _catch_up(self) -> None:
-        """One container after the other, all that is pending; then each peer about those, or about all."""
-        fresh: set[str] = set()
-        while self._containers:
+        """Some containers, one after the other, then each peer about those, or about all; and so on to the end."""
+        while self._containers or self._peers:
+            try:
+                fresh = await self._look_at_some()
+                peers, self._peers = self._peers, set()
+                for name in self._questions.others():
+                    ids = set(self._seen) if name in peers else fresh
+                    await self._ask(name, sorted(ids & set(self._seen)))
+            finally:
+                changed, self._changed = self._changed, set()
+                for container_id in sorted(changed):
+                    self._tell(container_id)
+
+    async def _look_at_some(self) -> set[str]:
+        found: set[str] = set()
+        while self._containers and len(found) < BATCH:
             await self._calm()
             if self._containers:
                 container_id = self._containers.pop()
                 if await self._look(container_id):
-                    fresh.add(container_id)
-        peers, self._peers = self._peers, set()
-        for name in self._questions.others():
-            ids = set(self._seen) if name in peers else fresh
-            await self._ask(name, sorted(ids & set(self._seen)))
+                    found.add(container_id)
+        return found
 
     async def _look(self, container_id: str) -> bool:
         looked = await self._questions.look(container_id, measured=False)
@@ -186,7 +198,7 @@ class Keeper:
     def _say(
         self, container_id: str, *, reasons: tuple[Reason, ...] | None = None, peer: PeerCheck | None = None
     ) -> None:
-        """Put an answer in its place, and tell if that is another one now."""
+        """Put an answer in its place; it is told if it is another one now."""
         if container_id not in self._seen:
             return  # it has ended meanwhile
         before = self._outlooks.get(container_id)
@@ -200,7 +212,7 @@ class Keeper:
             peers = {**peers, peer.host: _short(peer)}
         if before is None or (here, peers) != (before.reasons, before.peers):
             self._outlooks[container_id] = Outlook(found_at=utc_now(), reasons=here, peers=peers)
-            self._tell(container_id)
+            self._changed.add(container_id)
 
 
 class _Seen:
