@@ -1,4 +1,4 @@
-"""One migration that leaves this host, and all of them, as `Sources` keeps them; what their errors amount to; doubts."""
+"""One migration that leaves this host, and all of them, as `Sources` keeps them; what errors amount to; and doubts."""
 
 import asyncio
 import logging
