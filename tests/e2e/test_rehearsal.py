@@ -28,7 +28,9 @@ NAME = "rehearsed"
 def there_since(host: Host, began: float) -> list[dict[str, Any]]:
     """What dockerd has told of containers and networks."""
     kinds = ["--filter", "type=container", "--filter", "type=network"]
-    told = host.docker("events", "--since", f"{began:.3f}", "--until", f"{time.time():.3f}", *kinds, "--format", "json")
+    told = host.docker(
+        "events", "--since", f"{began:.3f}", "--until", f"{time.time():.3f}", *kinds, "--format", "{{json .}}"
+    )
     return [json.loads(line) for line in told.splitlines()]
 
 
