@@ -91,8 +91,10 @@ async def test_connections_go_on_through_a_rehearsal(moves: Cluster, tmp_path: P
     streams = Streams(moves, NAME, Place(158), tmp_path)
     try:
         streams.start(A)
+        await streams.flowing()
         reply = await moves.migrate(NAME, A, B, rehearse=True, tcp="keep")
         check_ended_well(reply)
+        await streams.flowing()
         for kind, found in streams.end().items():
             assert found["ok"], (kind, found)
             assert found["received"] > 100, (kind, found)
