@@ -41,6 +41,7 @@ elif what == "bound-address":
 elif what == "bound-interface":
     kept = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     kept.setsockopt(socket.SOL_SOCKET, 25, b"eth0")
+    kept.bind(("", 8000))
 elif what == "connections":
     server = socket.create_server(("127.0.0.1", 8000))
     kept = socket.create_connection(("127.0.0.1", 8000)), server.accept()

@@ -119,7 +119,7 @@ async def test_what_stands_against_the_move_stands_against_its_rehearsal(moves: 
         moves[B].docker("rm", NAME)
         ran = await asyncio.to_thread(moves[A].run, typed, env=controller(moves), check=False, timeout=60)
         last = json.loads(ran.stdout.splitlines()[-1])
-        assert (ran.returncode, last["type"], last["ok"]) == (0, "rehearsal", True)
+        assert (ran.returncode, last["type"], last["ok"]) == (0, "rehearsal", True), last
     finally:
         remove(moves, NAME)
     await clean(moves, A, B)
