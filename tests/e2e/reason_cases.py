@@ -38,10 +38,6 @@ elif what == "message-queue":
     assert libc.mq_open(b"/jobs", os.O_CREAT | os.O_RDWR, 0o600, None) >= 0
 elif what == "bound-address":
     kept = socket.create_server((socket.gethostbyname(socket.gethostname()), 8000))
-elif what == "bound-interface":
-    kept = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    kept.setsockopt(socket.SOL_SOCKET, 25, b"eth0")
-    kept.bind(("", 8000))
 elif what == "connections":
     server = socket.create_server(("127.0.0.1", 8000))
     kept = socket.create_connection(("127.0.0.1", 8000)), server.accept()
@@ -93,7 +89,6 @@ CASES: Final[dict[Why, Case]] = {
     Why.MESSAGE_QUEUE: Case(program=True),
     Why.NETWORK_ADDITION: Case(("--cap-add", "NET_ADMIN"), shell="ip address add 10.99.0.1/32 dev lo; sleep 1000"),
     Why.BOUND_ADDRESS: Case(program=True),
-    Why.BOUND_INTERFACE: Case(program=True),
     Why.CONNECTIONS: Case(("--label", "transship.tcp=refuse"), program=True),
     Why.SHARED_VOLUME: _options("--volume reason-shared:/data"),
     Why.VOLUME_OF_HOST: _options("--volume reason-of-host:/data"),

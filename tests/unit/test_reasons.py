@@ -15,6 +15,7 @@ import pytest
 
 from agent.migration import admission, confinement, obstacles, preflight
 from agent.migration.view import Process, View
+from agent.network.sockets import Bound
 from protocol.base import utc_now
 from protocol.errors import ErrorCode, Reason, Why
 from protocol.peer import Network, Volume
@@ -85,6 +86,9 @@ RECORDED: dict[Why, Callable[[], Iterable[Reason]]] = {
         View(100, (Process(100, 1, "app", "S", 1, 0, {}, ()), Process(200, 7, "gdb", "S", 1, 0, {}, ()))),
     ),
     Why.TCP_OPTION: lambda: obstacles.network_against((), ["MD5 signatures (TCP_MD5SIG)"]),
+    Why.BOUND_INTERFACE: lambda: obstacles.bound_against(
+        Bound(frozenset(), frozenset({"eth0"})), (), address_moves_along=True
+    ),
     Why.NETWORK_GONE: lambda: belongings(Network(name="n", driver="")),
     Why.NETWORK_DRIVER: lambda: belongings(Network(name="n", driver="overlay")),
     Why.VOLUME_DRIVER: lambda: belongings(volume=Volume(kind="volume", name="v", destination="/v", driver="netapp")),
