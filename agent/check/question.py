@@ -181,8 +181,9 @@ class Questions:
         if found.offer is None or found.reasons or said.reasons:
             return PeerCheck(host=name, verdict=Verdict.NO, reasons=said.reasons)
         request = Migrate(id=found.offer.migration, container=found.id, to=name)
+        fixed = await choosing.shown(self._host.journal)
         chosen = await compression.choose(request, rate, list(found.pids))
-        blackout = choosing.predictions(found.offer.memory_bytes, chosen.rate, postcopy=not said.postcopy)
+        blackout = choosing.predictions(found.offer.memory_bytes, chosen.rate, fixed, postcopy=not said.postcopy)
         return PeerCheck(
             host=name,
             verdict=Verdict.COLD if said.postcopy else Verdict.YES,

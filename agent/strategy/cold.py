@@ -4,7 +4,6 @@ CRIU writes its images into a bounded tmpfs of the source; they are read while t
 out again, so the source needs neither disk nor the memory twice as long as the link keeps up.
 """
 
-import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator

@@ -10,7 +10,7 @@ import pytest
 from agent.base.errors import Refused, TransferFailed
 from agent.check import question
 from agent.check.question import Questions
-from agent.migration import compression, preflight
+from agent.migration import choosing, compression, preflight
 from agent.migration.compression import Chosen
 from agent.migration.preflight import Examined
 from protocol.base import new_command_id, utc_now
@@ -65,9 +65,10 @@ class Room:
         )
         self.names = {f"{number:064x}": name for number, name in enumerate(names)}
         docker = SimpleNamespace(find=self.find, list=self.list)
-        host = SimpleNamespace(name="alpha", docker=docker, settings=settings)
+        host = SimpleNamespace(name="alpha", docker=docker, settings=settings, journal=None)
         monkeypatch.setattr(preflight, "look_at", self.look_at)
         monkeypatch.setattr(compression, "choose", self.choose)
+        monkeypatch.setattr(choosing, "shown", self.shown)
         get = self.peers.__getitem__
         hosts = SimpleNamespace(status=self.statuses.get)
         self.questions = Questions(cast("Any", host), cast("Any", hosts), cast("Any", get), lambda _: self.moving)
@@ -91,6 +92,9 @@ class Room:
     async def choose(self, request: Any, rate: float, pids: Any) -> Chosen:
         return Chosen(rate=rate)
 
+    async def shown(self, journal: Any) -> dict[str, float]:
+        return {"cold": 100.0}
+
     async def ask(self, **wanted: Any) -> tuple[ContainerCheck, ...]:
         return await self.questions.check(Check(id=new_command_id(), **wanted))
 
@@ -103,7 +107,7 @@ class Room:
 async def test_a_host_that_takes_it_by_any_strategy(monkeypatch: pytest.MonkeyPatch) -> None:
     beta = Peer("beta")
     found = await Room(monkeypatch, beta).of("beta")
-    assert (found.verdict, set(found.blackout_ms)) == (Verdict.YES, set(question.choosing.strategies))
+    assert (found.verdict, set(found.blackout_ms)) == (Verdict.YES, set(choosing.strategies))
     [offer] = beta.offers
     assert offer.target == "beta"
     assert offer.sent_at is not None
