@@ -152,6 +152,34 @@ async def test_a_card_travels_with_its_container_and_the_blackout_is_to_scale(
         await expect(page.locator(".timeline")).to_have_attribute("aria-label", re.compile("blackout 300 ms"))
 
 
+async def test_what_is_known_of_a_move_beforehand_is_said_on_the_card_and_in_the_dialog(
+    web: tuple[Mosquitto, str], stranger: Connect, browser: Browser
+) -> None:
+    mosquitto, url = web
+    async with served(url) as address, stranger(mosquitto) as client, opened(browser, address) as page:
+        for name in ("node-a", "node-b", "node-c"):
+            await say_host(client, name)
+        peers = {
+            "node-b": {"verdict": "no", "reasons": ["port-taken"]},
+            "node-c": {"verdict": "yes", "blackout_ms": {"cold": 450, "postcopy": 350}},
+        }
+        await say_container(client, "node-a", 1, "web", outlook={"reasons": [], "peers": peers})
+        nowhere = {"reasons": ["tty"], "peers": {"node-b": {"verdict": "no"}}}
+        await say_container(client, "node-a", 2, "shell", outlook=nowhere)
+        await say_move(client, "rolled-back", 1, "web", rehearsal=True)
+        await signed_in(page)
+        outlook = page.locator(".card .outlook")
+        await expect(outlook).to_have_text(["can't move: tty", "could move to node-c, blackout from about 350 ms"])
+        await page.get_by_role("button", name="Move web from node-a").click()
+        await expect(page.get_by_label("To", exact=True)).to_have_value("node-c")
+        await expect(page.locator("#ask-outlook")).to_have_text("Expected blackout: cold 450 ms, postcopy 350 ms.")
+        await page.get_by_label("To", exact=True).select_option("node-b")
+        await expect(page.locator("#ask-outlook")).to_have_text("It would be refused: port-taken.")
+        row = page.locator(".move-row")
+        await expect(row.locator(".title")).to_have_text("web: node-a → node-b (rehearsal)")
+        await expect(row).not_to_have_class(re.compile("failed"))
+
+
 async def test_who_wishes_no_motion_sees_none(web: tuple[Mosquitto, str], stranger: Connect, browser: Browser) -> None:
     mosquitto, url = web
     async with (

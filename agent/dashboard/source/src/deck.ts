@@ -2,6 +2,7 @@
 
 import { hide, label, make, say } from "./dom";
 import type { ContainerStatus, MigrationStatus } from "./messages";
+import { shortly, stuck } from "./outlook";
 import { FROZEN } from "./store";
 
 /** With more of them each card is one line. */
@@ -20,6 +21,7 @@ export interface Card {
   name: HTMLElement;
   image: HTMLElement;
   state: HTMLElement;
+  outlook: HTMLElement;
   progress: HTMLProgressElement;
   move: HTMLButtonElement;
 }
@@ -66,10 +68,14 @@ export class Deck {
     const coming = move !== undefined && move.target === this.host;
     const state = status.health ? `${status.state}, ${status.health}` : status.state;
     say(card.state, move ? words(move, coming) : status.home ? `${state}, at home on ${status.home}` : state);
+    const outlook = status.state === "running" && !move ? shortly(status.outlook) : "";
+    say(card.outlook, outlook);
+    hide(card.outlook, !outlook);
     const looks = ["card", `is-${known(status.state)}`];
     if (move) looks.push("moving");
     else if (state === "running" && !status.home) looks.push("plain");
     if (coming) looks.push("coming");
+    if (outlook && stuck(status.outlook)) looks.push("stuck");
     if (move && FROZEN.has(move.phase)) looks.push("frozen");
     if (card.item.className !== looks.join(" ")) card.item.className = looks.join(" ");
     hide(card.progress, !move || coming);
@@ -112,6 +118,7 @@ export class Deck {
       name: make("strong"),
       image: make("span", "image"),
       state: make("span", "state"),
+      outlook: make("span", "outlook"),
       progress: make("progress"),
       move: make("button", "move", "Move…"),
     };
@@ -120,7 +127,7 @@ export class Deck {
     card.move.tabIndex = -1;
     card.move.addEventListener("click", clicked);
     card.progress.hidden = true;
-    card.item.append(card.name, card.image, card.state, card.progress, card.move);
+    card.item.append(card.name, card.image, card.state, card.outlook, card.progress, card.move);
     this.cards.set(id, card);
     return card;
   }

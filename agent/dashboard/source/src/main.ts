@@ -70,7 +70,7 @@ async function send(host: string, what: Record<string, unknown>, doing: string):
 }
 
 async function migrate(one: ContainerStatus, from: HTMLElement): Promise<void> {
-  const choice = await ask(`Move ${one.name} from ${one.host}`, one.host, store, from);
+  const choice = await ask(one, store, from);
   if (!choice) return;
   const strategy = { strategy: choice.strategy, allow_postcopy: choice.strategy === "postcopy" };
   await send(one.host, { kind: "migrate", container: one.id, to: choice.to, ...strategy }, `Moving ${one.name} to ${choice.to}`);

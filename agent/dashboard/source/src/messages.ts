@@ -18,6 +18,21 @@ export interface HostStatus {
   cordoned: boolean;
 }
 
+/** Whether a container could be moved to a host, as was found when something changed last. */
+export interface PeerOutlook {
+  verdict: string;
+  /** By strategy, as predicted. */
+  blackout_ms: Record<string, number>;
+  /** Codes. */
+  reasons: string[];
+}
+
+export interface Outlook {
+  /** Codes of what stands against it on its own host. */
+  reasons: string[];
+  peers: Record<string, PeerOutlook>;
+}
+
 export interface ContainerStatus {
   host: string;
   id: string;
@@ -29,6 +44,8 @@ export interface ContainerStatus {
   project: string;
   /** Where it returns to: an evacuation of that host has brought it here. */
   home: string;
+  /** Null until that is known. */
+  outlook: Outlook | null;
 }
 
 export interface PhaseTime {
@@ -54,6 +71,8 @@ export interface MigrationStatus {
   sequence: number;
   started_at: string;
   at: string;
+  /** It is taken back at the end, as was wished. */
+  rehearsal: boolean;
   strategy: string;
   part: string;
   bytes_sent: number;
@@ -126,6 +145,8 @@ const number = (of: Json, key: string): number => {
 const numberOrNull = (of: Json, key: string): number | null => (of[key] == null ? null : number(of, key));
 const table = (of: unknown): Json | null =>
   typeof of === "object" && of !== null && !Array.isArray(of) ? (of as Json) : null;
+const texts = (of: unknown): string[] =>
+  Array.isArray(of) ? of.filter((each): each is string => typeof each === "string") : [];
 const tables = (of: unknown): Json[] =>
   Array.isArray(of) ? of.map(table).filter((each): each is Json => each !== null) : [];
 
@@ -193,7 +214,18 @@ function containerStatus(host: string, id: string, json: Json): ContainerStatus 
     health: text(json, "health"),
     project: text(table(json["labels"]) ?? {}, "com.docker.compose.project"),
     home: text(json, "home"),
+    outlook: outlookOf(table(json["outlook"])),
   };
+}
+
+function outlookOf(json: Json | null): Outlook | null {
+  if (json === null) return null;
+  const peers = Object.entries(table(json["peers"]) ?? {}).map(([host, said]): [string, PeerOutlook] => {
+    const peer = table(said) ?? {};
+    const spans = Object.entries(table(peer["blackout_ms"]) ?? {}).filter((one): one is [string, number] => typeof one[1] === "number");
+    return [host, { verdict: text(peer, "verdict"), blackout_ms: Object.fromEntries(spans), reasons: texts(peer["reasons"]) }];
+  });
+  return { reasons: texts(json["reasons"]), peers: Object.fromEntries(peers) };
 }
 
 function migrationStatus(id: string, source: string, json: Json): MigrationStatus {
@@ -209,6 +241,7 @@ function migrationStatus(id: string, source: string, json: Json): MigrationStatu
     sequence: number(json, "sequence"),
     started_at: text(json, "started_at"),
     at: text(json, "at"),
+    rehearsal: json["rehearsal"] === true,
     strategy: text(json, "strategy"),
     part: text(json, "part"),
     bytes_sent: number(json, "bytes_sent"),

@@ -88,9 +88,10 @@ export class Moves {
 
   private fill(row: Row, move: MigrationStatus): void {
     const ended = ENDED.has(move.phase);
-    say(row.title, `${move.container}: ${move.source} → ${move.target}`);
+    const rehearsed = move.rehearsal && move.phase === "rolled-back" && !move.error;
+    say(row.title, `${move.container}: ${move.source} → ${move.target}${move.rehearsal ? " (rehearsal)" : ""}`);
     row.item.dataset["phase"] = move.phase;
-    row.item.classList.toggle("failed", ended && move.phase !== "done");
+    row.item.classList.toggle("failed", ended && move.phase !== "done" && !rehearsed);
     say(row.what, ended ? endedWords(move) : openWords(move));
     row.progress.hidden = ended;
     if (!ended) showProgress(row.progress, move);
@@ -193,7 +194,7 @@ function called(part: string): string {
 }
 
 function endedWords(move: MigrationStatus): string {
-  const words = [clock(move.at), move.phase === "done" ? "arrived" : move.phase, move.strategy];
+  const words = [clock(move.at), move.phase === "done" ? "arrived" : move.rehearsal ? "rehearsed" : move.phase, move.strategy];
   const report = move.report;
   if (report) {
     if (report.blackout_ms != null) {
