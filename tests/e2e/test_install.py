@@ -1,10 +1,12 @@
-"""From a wheel, as a user installs it; and by the command line, as a user moves a container."""
+"""From a wheel and a Debian package, as a user installs it; and by the command line, as a user moves a container."""
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from lab import deb
 from lab.cluster import TRANSSHIP, Cluster
 from lab.host import Engine, HostSpec
 from lab.service import Mode
@@ -102,3 +104,39 @@ def test_a_container_that_nobody_holds_is_named_and_left_as_it_is(installed: Clu
             assert container[:12] in named
     finally:
         host.docker("rm", "--force", "mute")
+
+
+async def test_the_debian_package_takes_a_container_and_goes_without_a_trace(
+    installed: Cluster, tmp_path: Path
+) -> None:
+    """In the place of the wheel on one host: installed, it restores a container; removed, dockerd knows it no more."""
+    host = installed[B]
+    for name in host.docker("ps", "--all", "--quiet").split():  # what came here before needs the runtime
+        host.docker("rm", "--force", name)
+    host.agent.stop()
+    host.run([TRANSSHIP, "setup", "--remove"])
+    with deb.build(tmp_path).open("rb") as package:
+        host.node.run(["install", "/dev/stdin", "/root/transship.deb"], stdin=package)
+    host.run(["dpkg", "--force-confold", "--install", "/root/transship.deb"], timeout=180)  # the settings are ours
+    assert host.run(["transship", "version"]).stdout.startswith("transship ")
+    # the lab starts the agent from where it has put it: that is the package's from here on
+    host.run(["ln", "--force", "--symbolic", "/usr/bin/transship", TRANSSHIP])
+    host.start_agent()
+    await installed.until_ready()
+    run_counter(installed[A], "packed")
+    assert command(installed, "migrate", "packed", "--to", B)[-1]["ok"]
+    await counts_on(host, "packed")
+    await clean(installed, A, B)
+    running = host.run(["sh", "-c", "cat /proc/*/cmdline | tr '\\0' ' '"], check=False).stdout
+    assert f"/usr/bin/python3 -I {TRANSSHIP} agent" in running, "it is the package's program that took it"
+
+    refused = host.run(["dpkg", "--remove", "transship"], check=False, timeout=60)
+    assert "could not be started again: packed" in refused.stdout + refused.stderr
+    host.docker("rm", "--force", "packed")
+    host.agent.stop()
+    host.run(["dpkg", "--purge", "transship"], timeout=60)
+    assert "transship" not in host.docker("info", "--format", "{{.Runtimes}}")
+    left = host.run(
+        ["find", "/usr/lib/transship", "/usr/bin/transship", "/etc/transship", "/usr/local/bin"], check=False
+    )
+    assert left.stdout.split() == ["/usr/local/bin"]
