@@ -83,7 +83,7 @@ class At(StrEnum):
     CLEAN = "remove the images"
     FORGET = "forget"
     END = "enter DONE"
-    # the undo stack, last-first; sources._took_back
+    # the undo stack, last-first; moving.took_back
     UNDO_DUMP = "undo: wait for the dump, hang up on CRIU"
     UNLOCK = "undo: unlock"
     THAW = "undo: thaw"

@@ -1,6 +1,6 @@
 """The source on its way back: what it does at an undo and after a restart. The rest of it is in source.py.
 
-Mirrors base/undo.py, and of agent/migration: sources.py from `_took_back` on, leaving.py.
+Mirrors base/undo.py, and of agent/migration: moving.py (`took_back`), sources.py from there on, leaving.py.
 """
 
 from collections.abc import Iterator
@@ -75,7 +75,7 @@ class TakingBack(Serving):
         yield Step(Kind.LOSE, "can't tell to discard", s._replace(at=At.TOOK_BACK), between)
 
     def _took_back(self, s: Source, between: Between) -> Steps:
-        """sources.Sources._took_back"""
+        """moving.took_back"""
         there = Phase.ROLLED_BACK
         if s.stranded:
             there = Phase.STRANDED
