@@ -23,7 +23,7 @@ from agent.certificates import Certificates
 from agent.check.keeper import Keeper as Outlooks
 from agent.check.question import Questions
 from agent.dispatcher import Dispatcher
-from agent.doors import systemd
+from agent.doors import systemd, tmpfs
 from agent.doors.docker import Docker
 from agent.doors.docker_events import DockerEvent
 from agent.doors.http_server import HttpServer
@@ -249,6 +249,7 @@ class Agent:
         await self.host.journal.open()
         await self._server.start()  # first: where another agent has the port, the journal is that one's to take up
         await self._http.start()
+        await tmpfs.make_home(self.host.shell)
         self.vault.sweep()
         self.natives.sweep()
         kept.sweep(self._settings.state_dir)

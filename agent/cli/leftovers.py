@@ -14,7 +14,7 @@ from agent.base.errors import AgentError
 from agent.base.shell import Shell
 from agent.checkpoint import freezer
 from agent.cli.checks import Finding, doubtful, good, missing
-from agent.doors.handover import unmount
+from agent.doors.tmpfs import unmount
 from agent.migration.journal import Entry, Journal
 from agent.network import lock
 from agent.runtime import asleep, handover

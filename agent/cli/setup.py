@@ -18,6 +18,7 @@ from agent.base.shell import Shell
 from agent.cli import registration
 from agent.cli.output import OK, Out
 from agent.cli.registration import DaemonJson, DockerApi
+from agent.doors import tmpfs
 from protocol.errors import ErrorCode
 
 RUNTIME = "transship"
@@ -225,6 +226,9 @@ def _remove_empty(log: Log, folder: Path) -> None:
     for inner, _, _ in os.walk(folder, topdown=False):
         with contextlib.suppress(OSError):
             Path(inner).rmdir()
+    if folder.is_mount() and not any(folder.iterdir()):
+        asyncio.run(tmpfs.unmount(Shell(), folder))
+        folder.rmdir()
     if there and not folder.exists():
         log.did(f"{folder} removed")
 

@@ -19,6 +19,7 @@ from agent.base.shell import Shell
 from agent.base.tasks import readable
 from agent.checkpoint import proc
 from agent.checkpoint.criu import CriuOptions
+from agent.doors import tmpfs
 from agent.network import identity, lock
 from agent.prework.container_log import FrameCheck
 from agent.prework.ids import IdMap, IdRange
@@ -172,7 +173,7 @@ class HandOver:
             with contextlib.suppress(FileExistsError):
                 os.mkfifo(self.path / name, 0o600)
         self.work.mkdir(exist_ok=True, mode=0o700)
-        await mount_tmpfs(self._shell, self.images, image_bytes)
+        await tmpfs.mount(self._shell, self.images, image_bytes)
         with contextlib.suppress(FileExistsError):
             os.mkfifo(self.images / handover.INVENTORY, 0o600)
         (self.path / handover.BIN).mkdir(exist_ok=True, mode=0o700)
@@ -373,16 +374,3 @@ def give_images_to(folder: Path, ids: IdMap) -> None:
 
 def _ranges(mappings: list[dict[str, int]]) -> tuple[IdRange, ...]:
     return tuple(IdRange(one["containerID"], one["hostID"], one["size"]) for one in mappings)
-
-
-async def mount_tmpfs(shell: Shell, path: Path, size: int) -> None:
-    """A tmpfs of at most `size` bytes for memory images; root only. One that is there already is used."""
-    path.mkdir(parents=True, exist_ok=True, mode=0o700)
-    if not path.is_mount():
-        await shell.run("mount", "-t", "tmpfs", "-o", f"size={size},mode=0700", "transship", str(path), label="mount")
-
-
-async def unmount(shell: Shell, path: Path) -> None:
-    """Make sure that nothing is mounted there; the memory images go with it."""
-    if path.is_mount():
-        await shell.run("umount", "--lazy", str(path), label="umount")

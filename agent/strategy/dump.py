@@ -18,9 +18,9 @@ from agent.base.tasks import to_the_end
 from agent.checkpoint import criu, proc
 from agent.checkpoint.criu import CriuOptions
 from agent.checkpoint.diagnosis import dump_failed
+from agent.doors import tmpfs
 from agent.doors.dump_gate import NAME as GATE
 from agent.doors.dump_gate import WAITING, WRITTEN, DumpGate
-from agent.doors.handover import mount_tmpfs, unmount
 
 DUMPS = Path("/run/transship/dump")
 ROOM_FACTOR = 1.25
@@ -55,7 +55,7 @@ class Dump:
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         DUMPS.chmod(0o700)
         self.work.mkdir(exist_ok=True, mode=0o700)
-        await mount_tmpfs(self._shell, self.images, int(resident_bytes * ROOM_FACTOR) + ROOM)
+        await tmpfs.mount(self._shell, self.images, int(resident_bytes * ROOM_FACTOR) + ROOM)
         self.gate.lay_out()
         config = self._folder / "criu.conf"
         config.write_text(options.for_dump() + also + f"action-script {self.gate.script}\n")
@@ -164,7 +164,7 @@ class Dump:
         """Make sure that nothing of it is left."""
         await self.turn_away()
         self.gate.close()
-        await unmount(self._shell, self.images)
+        await tmpfs.unmount(self._shell, self.images)
         await asyncio.to_thread(shutil.rmtree, self._folder, ignore_errors=True)
 
 
