@@ -2,18 +2,23 @@
 
 The doors of the peer link read changed files by themselves, with the next connection. This says so, and says when one
 is about to end: in the log once a day, in the host's status, and as an event.
+
+What reads a certificate is a process of its own: the library for it would take 8 MiB of every agent for good.
 """
 
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable
+import os
+import sys
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from agent.announcer import Announcer
-from agent.base import pki
 from agent.base.config import Settings
+from agent.base.errors import AgentError
+from agent.base.shell import Shell
 from agent.doors import tls
 from protocol.base import utc_now
 from protocol.status import Event
@@ -23,6 +28,8 @@ log = logging.getLogger("agent.certificates")
 LOOK_SECONDS = 30.0
 """Between two looks at the files, which cost some microseconds."""
 SAY_AGAIN = timedelta(days=1)
+READ_SECONDS = 60.0
+"""For a process that reads them; it takes a fifth of a second."""
 
 
 class Certificates:
@@ -34,11 +41,13 @@ class Certificates:
         announcer: Announcer,
         reload: Callable[[], None],
         connected: Callable[[], Awaitable[None]],
+        shell: Shell,
     ) -> None:
         self._settings = settings
         self._announcer = announcer
         self._reload = reload
         self._connected = connected
+        self._shell = shell
         link, broker = settings.peer, settings.broker
         self._files = [
             link.certificate,
@@ -71,7 +80,8 @@ class Certificates:
                     await self._told.wait()
 
     async def _say(self) -> None:
-        until, warning = look(self._files, self._settings.peer.expiry_warning_days, utc_now())
+        days = self._settings.peer.expiry_warning_days
+        until, warning = look(self._files, await ends(self._shell, self._files), days, utc_now())
         await self._announcer.certificates(until, warning)
         last, at = self._said
         if warning and (warning != last or utc_now() - at >= SAY_AGAIN):
@@ -87,14 +97,24 @@ class Certificates:
         self._said = (warning, utc_now() if warning else at)
 
 
-def look(files: list[Path], days: float, now: datetime) -> tuple[datetime | None, str]:
-    """When the first of them ends, and what there is to say about that."""
+async def ends(shell: Shell, files: Sequence[Path]) -> list[str]:
+    """What agent/base/pki.py says of each file: when it ends, or after a `!` what is wrong with it."""
+    argv = (sys.executable, "-P", "-m", "agent.base.pki", *map(str, files))
+    path = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    try:
+        done = await shell.run(*argv, label="certificates", env=path, timeout=READ_SECONDS)
+    except AgentError as error:
+        return [f"!{error}"] * len(files)
+    return done.stdout.splitlines()
+
+
+def look(files: Sequence[Path], said: Sequence[str], days: float, now: datetime) -> tuple[datetime | None, str]:
+    """When the first of them ends, by what `ends` has said, and what there is to say about that."""
     first: tuple[datetime, Path] | None = None
-    for file in files:
-        try:
-            until = pki.expiry(file.read_bytes())
-        except (OSError, ValueError) as error:
-            return None, f"{file} is not usable: {error}"
+    for file, word in zip(files, said, strict=True):
+        if word.startswith("!"):
+            return None, f"{file} is not usable: {word[1:]}"
+        until = datetime.fromisoformat(word)
         if first is None or until < first[0]:
             first = until, file
     if first is None:

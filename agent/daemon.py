@@ -135,7 +135,9 @@ class Agent:
         )
         self.targets.on_end = self.outlooks.wake
         self._server = PeerServer(settings.peer, self.targets, self.natives)
-        self.certificates = Certificates(settings, self.announcer, self._server.reload, self.broker.until_connected)
+        self.certificates = Certificates(
+            settings, self.announcer, self._server.reload, self.broker.until_connected, self.host.shell
+        )
         self._http = HttpServer(settings.http)
         if settings.http.port and settings.http.metrics:
             self._count()

@@ -6,8 +6,10 @@ that would have to lie beside them. Nothing here reads or writes files.
 """
 
 import ipaddress
+import sys
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -81,6 +83,17 @@ def expiry(certificates: bytes) -> datetime:
     return min(one.not_valid_after_utc for one in x509.load_pem_x509_certificates(certificates))
 
 
+def ends(files: Iterable[str]) -> list[str]:
+    """For each PEM file when its first certificate ends (ISO 8601), or after a `!` what is wrong with it."""
+    said = []
+    for file in files:
+        try:
+            said.append(expiry(Path(file).read_bytes()).isoformat())
+        except (OSError, ValueError) as error:
+            said.append("!" + " ".join(str(error).split()))
+    return said
+
+
 def _name(common_name: str) -> x509.Name:
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
 
@@ -137,3 +150,7 @@ def _key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
     return key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
+
+
+if __name__ == "__main__":
+    print(*ends(sys.argv[1:]), sep="\n")

@@ -4,6 +4,8 @@ import asyncio
 import logging
 import socket
 import ssl
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -16,11 +18,13 @@ from agent import certificates
 from agent.base import pki
 from agent.base.config import Deadlines, PeerLink
 from agent.base.errors import AgentError, Refused, TransferFailed
+from agent.base.shell import Shell
 from agent.doors.peer_client import PeerClient
 from agent.doors.peer_server import PeerServer, Stream
 from protocol.errors import ErrorCode
 from protocol.peer import Decision, DecisionKind
 
+ROOT = Path(__file__).parents[2]
 MIGRATION = "m-0123456789abcdef"
 REFUSED_BY_TLS = (AgentError, ssl.SSLError, ConnectionError)
 
@@ -270,6 +274,10 @@ async def test_files_that_do_not_fit_each_other_change_nothing(
 # --- certificates that end
 
 
+def looked(*files: Path, now: datetime) -> tuple[datetime | None, str]:
+    return certificates.look(files, pki.ends(map(str, files)), 30, now)
+
+
 @pytest.mark.parametrize(
     ("days", "warning"), [(31, ""), (29, "ends in 28 days"), (1, "ends in 0 days"), (0, "has ended at")]
 )
@@ -277,7 +285,7 @@ def test_the_end_is_said_in_good_time(authority: Authority, days: int, warning: 
     long, _ = pki.make_ca("long", 1000)
     link = authority.host("target", days=days)
     link.ca.write_bytes(long)
-    until, said = certificates.look([link.certificate, link.ca], 30, datetime.now(UTC) + timedelta(seconds=1))
+    until, said = looked(link.certificate, link.ca, now=datetime.now(UTC) + timedelta(seconds=1))
     assert until is not None
     assert abs(until - datetime.now(UTC) - timedelta(days=days)) < timedelta(minutes=1)
     assert (warning in said) if warning else said == ""
@@ -285,14 +293,28 @@ def test_the_end_is_said_in_good_time(authority: Authority, days: int, warning: 
 
 def test_an_authority_that_ends_first_counts(authority: Authority) -> None:
     link = authority.host("target", days=500)
-    until, said = certificates.look([link.certificate, link.ca], 30, datetime.now(UTC))
+    until, said = looked(link.certificate, link.ca, now=datetime.now(UTC))
     assert until == pki.expiry(authority.certificate)
     assert str(link.ca) in said
 
 
 def test_a_file_that_is_no_certificate_is_said(tmp_path: Path) -> None:
     (tmp_path / "crt").write_text("no certificate")
-    assert "is not usable" in certificates.look([tmp_path / "crt"], 30, datetime.now(UTC))[1]
+    assert "is not usable" in looked(tmp_path / "crt", now=datetime.now(UTC))[1]
+
+
+async def test_certificates_are_read_by_another_process(authority: Authority) -> None:
+    link = authority.host("target", days=5)
+    files = [link.certificate, link.ca, link.ca.with_name("gone")]
+    said = await certificates.ends(Shell(), files)
+    assert said == pki.ends(map(str, files))
+    assert datetime.fromisoformat(said[0]) == pki.expiry(link.certificate.read_bytes())
+    assert said[2].startswith("!")
+
+
+def test_the_agent_does_not_hold_the_library_for_certificates() -> None:
+    program = "import sys, agent.daemon; sys.exit('cryptography' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False, cwd=ROOT).returncode == 0
 
 
 class Said:
@@ -301,9 +323,17 @@ class Said:
     def __init__(self) -> None:
         self.statuses: list[tuple[datetime | None, str]] = []
         self.events: list[str] = []
+        self._one_more = asyncio.Event()
 
     async def certificates(self, until: datetime | None, warning: str) -> None:
         self.statuses.append((until, warning))
+        self._one_more.set()
+
+    async def until(self, count: int) -> None:
+        async with asyncio.timeout(60):
+            while len(self.statuses) < count:
+                self._one_more.clear()
+                await self._one_more.wait()
 
     async def publish_event(self, event: Any) -> None:
         self.events.append(event.kind)
@@ -320,16 +350,15 @@ async def test_the_watch_says_it_once_and_takes_up_a_change_when_told(
     said, reloads, up = Said(), asyncio.Queue[None](), asyncio.Event()
     up.set()
     settings = Settings(host="target", peer=link, broker=Broker(tls=False))
-    watch = certificates.Certificates(settings, cast("Any", said), lambda: reloads.put_nowait(None), up.wait)
+    watch = certificates.Certificates(settings, cast("Any", said), lambda: reloads.put_nowait(None), up.wait, Shell())
     task = asyncio.create_task(watch.run())
-    await asyncio.wait_for(reloads.get(), 5)
+    await said.until(1)
     watch.look_now()
-    await asyncio.wait_for(reloads.get(), 5)
+    await said.until(2)
     Authority(link.ca.parent).host("target", days=9)  # its authority lasts for 10 days
     watch.look_now()
-    await asyncio.wait_for(reloads.get(), 5)
-    while len(said.statuses) < 3:
-        await asyncio.sleep(0)
+    await said.until(3)
+    assert reloads.qsize() == 3
     task.cancel()
     assert said.events == ["certificates-warning"] * 2  # another text, after the change
     assert ["ends in 2 days" in warning for _, warning in said.statuses] == [True, True, False]
