@@ -31,6 +31,7 @@ class Strategy(StrEnum):
 
     AUTO = "auto"
     COLD = "cold"  # freeze, dump, stream while dumping, restore
+    PRECOPY = "precopy"  # memory goes over in rounds while it runs; what is written since the last one, frozen
     POSTCOPY = "postcopy"  # run at the target at once; memory follows on demand and in the background
 
 
@@ -85,7 +86,11 @@ class Migrate(_Command):
     source: SourcePolicy = SourcePolicy.REMOVE
     max_blackout_ms: int | None = Field(default=None, gt=0, le=86_400_000)
     allow_postcopy: bool = False
-    """Whether `auto` may choose it: a source that dies for good in its middle takes the container with it."""
+    """Whether `auto` may choose it, and pre-copy end in it: a source that dies for good in its middle takes the
+    container with it.
+    """
+    throttle: int = Field(default=0, ge=0, le=99)
+    """By how many per cent pre-copy may slow the container down, where it writes faster than the link carries."""
     bandwidth: int | None = Field(default=None, gt=0)
     """Bytes a second at most, for what is sent while the container runs."""
     compress: Compress = Compress.AUTO

@@ -12,6 +12,8 @@
                                               or the program of --init (init), as it is
     PUT    /v1/migrations/ID/printed          frames: what was printed since the log files were sent
     PUT    /v1/migrations/ID/images           tarball of CRIU image segments, sent while CRIU still writes
+    PUT    /v1/migrations/ID/rounds/NUMBER    the same of a round of pre-copy, from 1 on, while the container runs
+    POST   /v1/migrations/ID/follow           after those: its memory will follow over the page channel after all
     POST   /v1/migrations/ID/native           NativeOffer: what is to start there from Docker's own checkpoint
     PUT    /v1/migrations/ID/native           tarball: that checkpoint and the writable layer; answered when it runs
     POST   /v1/migrations/ID/alive            the source is still at it: the target's lease before `prepared` goes on
@@ -168,6 +170,8 @@ class Offer(WireModel):
     """The copy is to be thrown away: another name, no network, and no `go`."""
     lazy: bool = False
     """Memory follows over the page channel when the copy runs (post-copy)."""
+    rounds: bool = False
+    """Memory comes in rounds before the freeze (pre-copy)."""
 
 
 class Question(WireModel):
@@ -242,6 +246,8 @@ class Manifest(WireModel):
     parts: tuple[SentPart, ...]
     images: tuple[ImageFile, ...]
     tasks: Count
+    rounds: Count = 0
+    """Of pre-copy; the images are what was written since the last."""
 
 
 class Prepared(WireModel):

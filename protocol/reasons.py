@@ -283,6 +283,13 @@ _ROWS: Final = (
         "post-copy can't be had: cold only",
         "a kernel with userfaultfd; with userns-remap `vm.unprivileged_userfaultfd=1`",
     ),
+    (
+        Why.NO_PRECOPY,
+        ErrorCode.INCOMPATIBLE,
+        Of.HOST,
+        "pre-copy was asked for, and the kernel does not mark written memory",
+        "`--strategy cold`; a kernel with CONFIG_MEM_SOFT_DIRTY",
+    ),
     (Why.NAME_TAKEN, ErrorCode.NAME_TAKEN, Of.PEER, "there is a container of its name", "remove or rename that"),
     (Why.ADDRESS_TAKEN, ErrorCode.ADDRESS_TAKEN, Of.PEER, "an address that it asks for is taken", "free it"),
     (

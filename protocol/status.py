@@ -130,6 +130,26 @@ class Part(WireModel):
     ms: float
 
 
+class Round(WireModel):
+    """One round of pre-copy: what was sent while the container ran, and what was left to send after it."""
+
+    number: int
+    bytes: int
+    """Of memory."""
+    file_bytes: int
+    ms: float
+    frozen_ms: float
+    """For so long CRIU held the tasks, to take their memory."""
+    left_bytes: int
+    """Of memory: written since, or not to be had in rounds."""
+    rate: float
+    """Bytes a second that a dump would go at."""
+    predicted_ms: float
+    """The blackout, if it were frozen now."""
+    throttled: int = 0
+    """By how many per cent it was slowed down meanwhile."""
+
+
 class MigrationReport(WireModel):
     """The last word on a migration."""
 
@@ -161,6 +181,8 @@ class MigrationReport(WireModel):
     file_bytes: int = 0
     """Files, image layers and logs."""
     frozen_file_bytes: int = 0
+    rounds: tuple[Round, ...] = ()
+    """Of pre-copy."""
     compression: str = ""
     """Whether it was compressed, and why."""
     cpu_s: float = 0
@@ -194,6 +216,8 @@ class MigrationStatus(WireModel):
     strategy: str = ""
     part: str = ""
     """What is being sent just now."""
+    rounds: tuple[Round, ...] = ()
+    """Of pre-copy, so far."""
     bytes_sent: int = 0
     bytes_total: int | None = None
     """An estimate that grows better; None before anything is known."""

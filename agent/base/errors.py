@@ -4,7 +4,7 @@
     |- Refused                 nothing was touched
     |- StepFailed              touched: the undo runs, the container goes on at the source
     |  |- CommandFailed  DockerFailed  TransferFailed  CorruptPart  FreezeFailed  DumpFailed  RestoreFailed
-    |  |- StepTimeout  ContainerGone  Cancelled
+    |  |- StepTimeout  NotConverging  ContainerGone  Cancelled
     |- InDoubt                 decided, not answered: only asking again helps
     |- Stranded                an undo step failed: a person is needed; says what is left where
     `- Lost                    post-copy broke off for good: the container's state is gone
@@ -113,6 +113,12 @@ class RestoreFailed(StepFailed):
 class StepTimeout(StepFailed):
     code = ErrorCode.STEP_TIMEOUT
     status = 504
+
+
+class NotConverging(StepFailed):
+    """Pre-copy: it writes faster than its memory can be sent, and nothing that may be done about it helps."""
+
+    code = ErrorCode.NOT_CONVERGING
 
 
 class ContainerGone(StepFailed):

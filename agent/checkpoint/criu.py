@@ -16,11 +16,15 @@ from agent.base.protobuf import fields
 from agent.runtime import pages
 from protocol.commands import TcpPolicy
 
-COMMON_MAGIC = 0x54564319
+COMMON_MAGIC, SERVICE_MAGIC = 0x54564319, 0x55105940
 TASK, STATE = 3, 1
 """Of a core image: images/core.proto."""
 DEAD = (2, 6)
 """criu/include/pid.h: TASK_DEAD, TASK_ZOMBIE."""
+FROZEN_TIME = 2
+"""Of CRIU's statistics, microseconds: images/stats.proto."""
+ROUND, PARENT = "round-", "parent"
+"""Folders of rounds among the images; CRIU's own name of the link to the images before."""
 RUNC_ROOTS = "/run/docker"
 DUMP_SECONDS = 60
 """CRIU's own deadline for collecting the tasks; they are frozen by then, so it is never near."""
@@ -62,19 +66,41 @@ class CriuOptions:
         return "\n".join([*self._both(), f"action-script {hold}"]) + "\n"
 
 
-def dump_command(shadow_root: Path, images: Path, work: Path, container_id: str) -> tuple[str, ...]:
-    """`runc checkpoint` that leaves the tasks as they are: frozen, not dead."""
+def dump_command(shadow_root: Path, images: Path, work: Path, container_id: str, parent: str = "") -> tuple[str, ...]:
+    """`runc checkpoint` that leaves the tasks as they are: frozen, not dead.
+
+    With a `parent`, a path from `images`, only the memory that was written since that dump.
+    """
     return (
         *("runc", "--root", str(shadow_root), "checkpoint", "--leave-running"),
+        *(("--parent-path", parent) if parent else ()),
         *("--image-path", str(images), "--work-path", str(work), container_id),
     )
 
 
-def lazy_dump_command(shadow_root: Path, images: Path, work: Path, container_id: str) -> tuple[str, ...]:
+def pre_dump_command(shadow_root: Path, images: Path, work: Path, container_id: str, parent: str) -> tuple[str, ...]:
+    """A dump of the memory alone, of tasks that run: CRIU holds them for a moment, and writes when they run again."""
+    command = dump_command(shadow_root, images, work, container_id, parent)
+    return (*command[:-1], "--pre-dump", command[-1])
+
+
+def dedup_command(images: Path) -> tuple[str, ...]:
+    """Take out of the images before these what these have newer."""
+    return ("criu", "dedup", "--images-dir", str(images), "--work-dir", str(images), "--log-file", "dedup.log")
+
+
+def round_name(number: int) -> str:
+    """The folder of a round of pre-copy among the images, on both sides."""
+    return f"{ROUND}{number}"
+
+
+def lazy_dump_command(
+    shadow_root: Path, images: Path, work: Path, container_id: str, parent: str = ""
+) -> tuple[str, ...]:
     """The same, but that CRIU keeps the tasks' memory and serves it, over the page channel's socket, until it is asked
     for no more or is hung up on. Needs `PAGE_SERVER_SOCKET` among its options.
     """
-    command = dump_command(shadow_root, images, work, container_id)
+    command = dump_command(shadow_root, images, work, container_id, parent)
     # runc wants an address; CRIU uses the socket that it is given instead
     lazy = ("--lazy-pages", "--page-server", "127.0.0.1:1", "--status-fd", str(pages.READY_FD))
     return (*command[:-1], *lazy, command[-1])
@@ -104,6 +130,16 @@ def tasks_in(images: Path) -> int:
         raise CorruptPart(f"CRIU's list of tasks is not understood: {error}") from None
 
 
+def held_ms(work: Path) -> float:
+    """For how long CRIU held the tasks of a dump that let them go again, by its own statistics; 0 without any."""
+    try:
+        (entry,) = _entries(work / "stats-dump")
+        about = fields(entry)[1]
+        return int(fields(about)[FROZEN_TIME]) / 1000 if isinstance(about, bytes) else 0.0
+    except (ValueError, KeyError, FileNotFoundError):
+        return 0.0
+
+
 def _lives(core: Path) -> bool:
     (entry,) = _entries(core)
     about = fields(entry)[TASK]
@@ -113,7 +149,7 @@ def _lives(core: Path) -> bool:
 def _entries(image: Path) -> Iterator[bytes]:
     """The entries of an image (images/image-desc.c: a magic or two, then sized entries)."""
     data = image.read_bytes()
-    at = 8 if int.from_bytes(data[:4], "little") == COMMON_MAGIC else 4
+    at = 8 if int.from_bytes(data[:4], "little") in (COMMON_MAGIC, SERVICE_MAGIC) else 4
     while at < len(data):
         end = at + 4 + int.from_bytes(data[at : at + 4], "little")
         yield data[at + 4 : end]

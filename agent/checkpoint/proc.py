@@ -25,6 +25,8 @@ class Task:
     resident_bytes: int
     """Anonymous and shared memory in RAM, which a dump must carry; pages of files are not in it."""
     parent: int = 0
+    private_bytes: int = 0
+    """The anonymous part of that."""
 
 
 def task(pid: int) -> Task | None:
@@ -34,18 +36,19 @@ def task(pid: int) -> Task | None:
     except OSError:
         return None
     fields = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
-    resident = 0
-    for name in ("RssAnon", "RssShmem"):
+    memory = {"RssAnon": 0, "RssShmem": 0}
+    for name in memory:
         with contextlib.suppress(KeyError, ValueError, IndexError):
-            resident += int(fields[name].split()[0]) * 1024
+            memory[name] = int(fields[name].split()[0]) * 1024
     inner = fields.get("NSpid", str(pid)).split()
     return Task(
         pid=pid,
         inner_pid=int(inner[-1]),
         state=fields.get("State", "X").strip()[:1],
         tracer=int(fields.get("TracerPid", "0")),
-        resident_bytes=resident,
+        resident_bytes=sum(memory.values()),
         parent=int(fields.get("PPid", "0")),
+        private_bytes=memory["RssAnon"],
     )
 
 

@@ -9,7 +9,24 @@ import typer
 
 from agent.cli import archives, looking, shutdown
 from agent.cli import hosts as of_hosts
-from agent.cli.running import CONTAINERS, HOSTS, Cancellable, Host, Json, MigrationArgument, control, local
+from agent.cli.running import (
+    HOSTS,
+    AllowPostcopy,
+    Bandwidth,
+    Cancellable,
+    Compress,
+    Container,
+    Host,
+    Json,
+    KeepSource,
+    MigrationArgument,
+    Patience,
+    Rehearse,
+    Strategy,
+    Throttle,
+    control,
+    local,
+)
 
 app = typer.Typer(
     name="transship",
@@ -74,28 +91,6 @@ def top(context: typer.Context, as_json: Json = False) -> None:
     control(context, as_json, live.top)
 
 
-AllowPostcopy = Annotated[
-    bool, typer.Option("--allow-postcopy", help="Let `auto` choose it where nothing safer keeps to --max-blackout.")
-]
-Patience = Annotated[
-    float | None, typer.Option(metavar="SECONDS", min=0, help="Wait no longer; the move itself goes on.")
-]
-Compress = Annotated[
-    str, typer.Option(metavar="auto|zstd|none", help="Pack what is sent; auto: where the link is the slower.")
-]
-Bandwidth = Annotated[
-    str, typer.Option(metavar="RATE", help="Bytes a second at most while it runs, like 20M; `limit` changes it.")
-]
-
-
-Container = Annotated[
-    str, typer.Argument(metavar="CONTAINER", help="Its name, or the beginning of its id.", autocompletion=CONTAINERS)
-]
-Rehearse = Annotated[
-    bool, typer.Option("--rehearse", help="Do all but let it run there, and take it all back: would it work?")
-]
-
-
 @app.command()
 def migrate(
     context: typer.Context,
@@ -107,7 +102,7 @@ def migrate(
             "--from", metavar="HOST", help="Where it runs; needed if several have that name.", autocompletion=HOSTS
         ),
     ] = None,
-    strategy: Annotated[str, typer.Option(metavar="auto|cold|postcopy", help="How its memory gets across.")] = "auto",
+    strategy: Strategy = "auto",
     tcp: Annotated[
         str,
         typer.Option(
@@ -118,13 +113,12 @@ def migrate(
     execs: Annotated[
         str, typer.Option(metavar="refuse|wait", help="What to do while `docker exec` runs something in it.")
     ] = "refuse",
-    keep_source: Annotated[
-        bool, typer.Option("--keep-source", help="Keep the stopped container at the source, renamed.")
-    ] = False,
+    keep_source: KeepSource = False,
     max_blackout: Annotated[
         int | None, typer.Option(metavar="MS", min=1, help="Refuse if it would be frozen for longer.")
     ] = None,
     allow_postcopy: AllowPostcopy = False,
+    throttle: Throttle = 0,
     bandwidth: Bandwidth = "none",
     compress: Compress = "auto",
     rehearse: Rehearse = False,
@@ -150,6 +144,7 @@ def migrate(
         bandwidth=bandwidth,
         compress=compress,
         allow_postcopy=allow_postcopy,
+        throttle=throttle,
         rehearse=rehearse,
         detach=detach,
         timeout=timeout,

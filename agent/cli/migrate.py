@@ -32,6 +32,7 @@ class Wanted:
     bandwidth: str = "none"
     compress: str = "auto"
     allow_postcopy: bool = False
+    throttle: int = 0
     tcp: str = "auto"
     execs: str = "refuse"
     keep_source: bool = False
@@ -107,6 +108,7 @@ def _command(wanted: Wanted, name: str) -> Migrate:
         source="keep" if wanted.keep_source else "remove",
         max_blackout_ms=wanted.max_blackout_ms,
         allow_postcopy=wanted.allow_postcopy,
+        throttle=wanted.throttle,
         bandwidth=bytes_a_second(wanted.bandwidth),
         compress=wanted.compress,
         rehearse=wanted.rehearse,

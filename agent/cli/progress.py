@@ -34,6 +34,10 @@ MEANING = {
 }
 
 
+SHOWN_ROUNDS = 5
+"""Of pre-copy, while they go on; the report has all."""
+
+
 class View(Protocol):
     """What is shown of one move."""
 
@@ -79,6 +83,7 @@ class LineView:
         self._out = out
         self._route = ""
         self._phase: Phase | None = None
+        self._rounds = 0
 
     def begun(self, container: str, source: str, target: str) -> None:
         self._route = f"{container}: {source} -> {target}"
@@ -88,6 +93,9 @@ class LineView:
         self._out.say(f"accepted as {migration}")
 
     def changed(self, status: MigrationStatus) -> None:
+        for one in status.rounds[self._rounds :]:
+            self._out.say(f"            {timeline.of_round(one)}")
+        self._rounds = len(status.rounds)
         if status.phase is self._phase:
             return
         self._phase = status.phase
@@ -153,6 +161,7 @@ class LiveView:
         lines: list[RenderableType] = [self._title, Text(), table]
         if self._status is not None and now not in ENDED:
             lines += [Text(), _transfer(self._status)]
+            lines += [Text(timeline.of_round(one), style="dim") for one in self._status.rounds[-SHOWN_ROUNDS:]]
         return Group(*lines)
 
     def _row(self, phase: Phase, now: Phase | None) -> tuple[RenderableType, ...]:

@@ -37,6 +37,40 @@ Cancellable = Annotated[
     typer.Argument(metavar="ID", help="Of a migration, or of an evacuation.", autocompletion=offer("cancellable")),
 ]
 
+# of `migrate`
+AllowPostcopy = Annotated[
+    bool,
+    typer.Option(
+        "--allow-postcopy",
+        help="Let `auto` choose it, or precopy end in it, where nothing safer keeps to --max-blackout.",
+    ),
+]
+KeepSource = Annotated[bool, typer.Option("--keep-source", help="Keep the stopped container at the source, renamed.")]
+Strategy = Annotated[
+    str, typer.Option(metavar="auto|cold|precopy|postcopy", help="How its memory gets across; precopy is experimental.")
+]
+Throttle = Annotated[
+    int,
+    typer.Option(
+        metavar="PERCENT", min=0, max=99, help="Let precopy slow it down by as much, step by step, where it must."
+    ),
+]
+Patience = Annotated[
+    float | None, typer.Option(metavar="SECONDS", min=0, help="Wait no longer; the move itself goes on.")
+]
+Compress = Annotated[
+    str, typer.Option(metavar="auto|zstd|none", help="Pack what is sent; auto: where the link is the slower.")
+]
+Bandwidth = Annotated[
+    str, typer.Option(metavar="RATE", help="Bytes a second at most while it runs, like 20M; `limit` changes it.")
+]
+Container = Annotated[
+    str, typer.Argument(metavar="CONTAINER", help="Its name, or the beginning of its id.", autocompletion=CONTAINERS)
+]
+Rehearse = Annotated[
+    bool, typer.Option("--rehearse", help="Do all but let it run there, and take it all back: would it work?")
+]
+
 
 def control(context: typer.Context, as_json: bool, story: Callable[["Controller", "Out"], Awaitable[int]]) -> NoReturn:
     """Run something that needs the broker, and leave with its exit code."""

@@ -9,11 +9,13 @@ from rich.table import Table
 from rich.text import Text
 
 from agent.cli.output import duration, size
-from protocol.status import ENDED, MigrationReport, MigrationStatus, Phase
+from protocol.status import ENDED, MigrationReport, MigrationStatus, Phase, Round
 
 FROZEN = frozenset({Phase.FROZEN, Phase.RESTORING, Phase.PREPARED, Phase.COMMITTED})
 """Phases of the source in which the container runs nowhere."""
 
+LITTLE = 64 << 10
+"""Bytes of files that are not worth a word: a pass that finds nothing has some."""
 BAR_WIDTH = 40
 COLUMNS_WIDTH = 32
 """What stands beside the bars."""
@@ -123,6 +125,7 @@ def _carried(report: MigrationReport) -> list[str]:
     how += [f"CPU {report.cpu_s:.1f} s here, {report.target_cpu_s:.1f} s there"] if report.cpu_s else []
     how += [f"TCP connections: {report.tcp}"] if report.tcp else []
     lines += [", ".join(line) for line in (known, how) if line]
+    lines += [of_round(one) for one in report.rounds]
     return lines
 
 
@@ -155,6 +158,16 @@ def _stretched(report: MigrationReport, offset: float, whole: float, cells: int)
         text.append("█" * length, style="red" if each.frozen else "green")
     text.truncate(cells)
     return text
+
+
+def of_round(one: Round) -> str:
+    """One round of pre-copy, in a line."""
+    slowed = f", slowed down by {one.throttled} %" if one.throttled else ""
+    files = f" and {size(one.file_bytes)} of files" if one.file_bytes > LITTLE else ""
+    return (
+        f"round {one.number}: {size(one.bytes)}{files} in {duration(one.ms)}{slowed}, held for "
+        f"{duration(one.frozen_ms)}; {size(one.left_bytes)} left, blackout of {duration(one.predicted_ms)} predicted"
+    )
 
 
 def plain(report: MigrationReport) -> Sequence[str]:

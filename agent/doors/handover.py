@@ -199,6 +199,11 @@ class HandOver:
             return bool((self.path / handover.ADDRESSES).read_text())
         return False
 
+    def turn_lazy(self) -> None:
+        """Have a restore that waits already leave its missing memory to a lazy-pages daemon."""
+        with (self.path / handover.CRIU_CONF).open("a") as file:
+            file.write("lazy-pages\n")
+
     def give_images_to(self, ids: IdMap) -> None:
         give_images_to(self.images, ids)
 
@@ -359,17 +364,19 @@ def _put_script(path: Path, text: str) -> None:
     path.chmod(0o700)
 
 
-def give_images_to(folder: Path, ids: IdMap) -> None:
+def give_images_to(top: Path, ids: IdMap) -> None:
     """With userns-remap CRIU reads the images partly as the container's own root; nobody else has to.
 
     Partly: before the user namespace has its map it is the host's root without a capability, and needs to be the
     owner; afterwards it is the container's root, and in the group. Blocks for some microseconds a file.
     """
     gid = ids.gid_to_host(0)
-    if gid:
-        for path in (folder, *folder.iterdir()):
+    if not gid:
+        return
+    for folder, _, names in os.walk(top):
+        for path in (Path(folder), *(Path(folder, name) for name in names)):
             os.chown(path, 0, gid)
-            path.chmod(0o750 if path == folder else 0o640)
+            path.chmod(0o750 if path == Path(folder) else 0o640)
 
 
 def _ranges(mappings: list[dict[str, int]]) -> tuple[IdRange, ...]:

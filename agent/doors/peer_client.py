@@ -154,6 +154,14 @@ class PeerClient:
     async def send_images(self, migration: str, chunks: AsyncIterator[bytes]) -> SentPart:
         return await self._send(migration, "/images", "images", chunks)
 
+    async def send_round(self, migration: str, number: int, chunks: AsyncIterator[bytes]) -> SentPart:
+        """The images of a round of pre-copy, while the container runs."""
+        return await self._send(migration, f"/rounds/{number}", f"images:{number}", chunks)
+
+    async def follow(self, migration: str) -> None:
+        """After rounds of pre-copy: what is left follows when it runs."""
+        await self._call("POST", migration, "/follow", None, self._deadlines.stage)
+
     async def prepare(self, migration: str, manifest: Manifest) -> Prepared:
         return await self._ask(Prepared, "POST", migration, "/prepare", manifest, self._deadlines.prepare)
 

@@ -78,6 +78,8 @@ class PeerHandler(Protocol):
     async def files(self, peer: str, migration: str, name: str, stream: Stream) -> None: ...
     async def printed(self, peer: str, migration: str, stream: Stream) -> None: ...
     async def images(self, peer: str, migration: str, stream: Stream) -> None: ...
+    async def round(self, peer: str, migration: str, number: int, stream: Stream) -> None: ...
+    async def follow(self, peer: str, migration: str) -> None: ...
     async def prepare(self, peer: str, migration: str, manifest: Manifest) -> Prepared: ...
     async def pages(self, peer: str, migration: str, socket: pages.WebSocket) -> None: ...
     async def arrived(self, peer: str, migration: str) -> Arrived: ...
@@ -123,6 +125,8 @@ class PeerServer:
                 web.put(f"{one}/files/{{name:.+}}", self._files),
                 web.put(f"{one}/printed", self._printed),
                 web.put(f"{one}/images", self._images),
+                web.put(f"{one}/rounds/{{number:[1-9][0-9]?}}", self._round),
+                web.post(f"{one}/follow", self._follow),
                 web.post(f"{one}/prepare", self._prepare),
                 web.get(f"{one}/pages", self._pages),
                 web.post(f"{one}/arrived", self._arrived),
@@ -256,6 +260,18 @@ class PeerServer:
 
     async def _images(self, request: web.Request) -> web.Response:
         return await self._take(request, "images", self._handler.images)
+
+    async def _round(self, request: web.Request) -> web.Response:
+        number = int(request.match_info["number"])
+
+        async def take(peer: str, migration: str, stream: Stream) -> None:
+            await self._handler.round(peer, migration, number, stream)
+
+        return await self._take(request, f"images:{number}", take)
+
+    async def _follow(self, request: web.Request) -> web.Response:
+        await self._handler.follow(peer_name(request), request.match_info["id"])
+        return web.Response(status=204)
 
     async def _prepare(self, request: web.Request) -> web.Response:
         manifest = await _message(request, Manifest)

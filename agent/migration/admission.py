@@ -186,6 +186,14 @@ def _engines(host: Host, here: Engine, offer: Offer) -> Iterable[Reason]:
         yield against(Why.USERNS_REMAP, "one of the hosts uses userns-remap and the other does not")
 
 
+def against_precopy(source: Engine) -> Iterator[Reason]:
+    """What it needs of the source's kernel: to mark the pages that are written."""
+    if "mem_dirty_track" not in source.criu_features:
+        message = "pre-copy needs mem_dirty_track (soft-dirty pages), which its kernel or CRIU does not have"
+        hint = "`--strategy cold` moves it all the same; a kernel with CONFIG_MEM_SOFT_DIRTY, as most have, can do it"
+        yield against(Why.NO_PRECOPY, message, hint)
+
+
 def against_postcopy(here: Engine) -> Iterator[Reason]:
     """What it needs of the kernel: userfaultfd, and that for whoever is no root of this host, too."""
     hint = "`--strategy cold` moves it all the same"

@@ -7,8 +7,12 @@ from agent.base.errors import CorruptPart, RestoreFailed, StepFailed
 from agent.checkpoint import freezer, proc
 from agent.checkpoint.criu import tasks_in
 from agent.checkpoint.segments import SegmentWriter
-from agent.doors.handover import RestoreResult
+from agent.doors.handover import RestoreResult, StagedInfo
 from agent.doors.peer_server import Stream
+from agent.migration import admission, belongings
+from agent.migration.host import Host
+from agent.migration.run import Run
+from agent.prework.stream import unpacked
 from agent.runtime import handover
 from protocol.peer import Manifest, Offer, SentPart
 
@@ -22,12 +26,20 @@ ASIDE = {handover.INVENTORY: handover.INVENTORY_THERE}
 
 
 def image_room(offer: Offer) -> int:
-    """Bytes of tmpfs to set aside for the images of this container."""
-    return int(offer.memory_bytes * IMAGE_FACTOR) + IMAGE_ROOM
+    """Bytes of tmpfs to set aside for the images of this container.
+
+    Of rounds of pre-copy all memory may be there twice: until a round is whole, what it replaces is kept.
+    """
+    return int(offer.memory_bytes * (IMAGE_FACTOR + offer.rounds)) + IMAGE_ROOM
 
 
 async def take_segments(
-    stream: Stream, folder: Path, places: Mapping[str, Path] | None = None, *, limit: int | None = None
+    stream: Stream,
+    folder: Path,
+    places: Mapping[str, Path] | None = None,
+    *,
+    limit: int | None = None,
+    aside: Mapping[str, str] = ASIDE,
 ) -> None:
     """Write each segment where it belongs: below `folder`, or to one of `places`; at most `limit` bytes.
 
@@ -36,7 +48,7 @@ async def take_segments(
         StepFailed: there is no room for it.
 
     """
-    writer = SegmentWriter(folder, places, limit=limit, aside=ASIDE)
+    writer = SegmentWriter(folder, places, limit=limit, aside=aside)
     try:
         async for chunk in aiter(stream):
             writer.feed(chunk)
@@ -60,6 +72,30 @@ async def take_descriptors(stream: Stream, images: Path) -> None:
         if len(content) > MOST_DESCRIPTORS:
             raise CorruptPart(f"{DESCRIPTORS} is larger than the names of three streams")
     (images / DESCRIPTORS).write_bytes(content)
+
+
+async def take_files(host: Host, run: Run, offer: Offer, staged: StagedInfo | None, name: str, stream: Stream) -> None:
+    """Apply a pass of one tree: `root:N`, `volume:NAME:N` or `bind:NUMBER:N`.
+
+    Raises:
+        StepFailed: the container is not staged yet.
+        CorruptPart: there is no such tree.
+
+    """
+    if staged is None:
+        raise StepFailed("the container is not staged here")
+    kind, *rest = name.split(":")
+    chunks = admission.while_room(host, aiter(stream))
+    if kind == "root":
+        await unpacked(chunks, str(staged.root), ids=staged.ids, devices=True)
+    elif kind == "volume" and len(rest) >= 1:
+        mountpoint = await belongings.volume_path(host, run, offer, rest[0])
+        await unpacked(chunks, str(mountpoint), ids=staged.ids)
+    elif kind == "bind" and len(rest) >= 1:
+        with belongings.bind_folder(run, rest[0]) as place:
+            await unpacked(chunks, place, ids=staged.ids)
+    else:
+        raise CorruptPart(f"a part of an unknown kind: {name!r}")
 
 
 def check(manifest: Manifest, parts: Mapping[str, SentPart], images: Path) -> None:

@@ -53,6 +53,15 @@ class FilePasses:
         self._run.expects(self._subject.memory_bytes)
         await alone(self._subject.pid, self._subject.cgroup)
 
+    async def again(self) -> int:
+        """Send what has changed since while the container runs on; how many bytes that were."""
+        sent = 0
+        for tree in self._trees:
+            sent += (await self._send_tree(tree, frozen=False)).bytes
+        self._passes += 1
+        await alone(self._subject.pid, self._subject.cgroup)
+        return sent
+
     async def delta(self) -> list[SentPart]:
         """Send what has changed since; the container is frozen, so this is the end of it."""
         trees = [self._send_tree(tree, frozen=True) for tree in self._trees]

@@ -30,7 +30,7 @@ from agent.prework import init
 from agent.prework.ids import IdMap, IdRange
 from agent.prework.tree import Source
 from protocol.base import utc_now
-from protocol.commands import ExecPolicy, Migrate
+from protocol.commands import ExecPolicy, Migrate, Strategy
 from protocol.errors import ErrorCode, Reason, Why
 from protocol.peer import ImageRef, Listening, Network, Offer, Volume
 from protocol.reasons import against
@@ -81,6 +81,8 @@ async def look_at(host: Host, request: Migrate, migration: str, *, measured: boo
     view = await look(host.shell, container.pid)
     reasons = list(obstacles(container, view, execs, host.settings.runtime))
     reasons += await _engine(host, view)
+    if request.strategy is Strategy.PRECOPY:
+        reasons += admission.against_precopy(await host.engine())
     image = await host.docker.image(container.image_id)
     if image is None:
         reasons.append(against(Why.IMAGE_REMOVED, "its image was removed on this host", "pull it again, then move"))

@@ -51,7 +51,7 @@ async def rehearse(run: Run, subject: Subject, host: Host, peer: PeerClient, str
         await passes.first()
         undo.first("remove the images", strategy.release, host.shell, run.id)
         memory = subject.memory(run, host, peer)
-        await strategy.copy_while_running(memory)
+        await strategy.copy_while_running(memory, passes.again)
         await peer.warm_up(run.id)
 
         undo.first("thaw and unlock the container", _let_go, run, subject, host, strategy)

@@ -15,7 +15,7 @@ from agent.migration.compression import Chosen
 from agent.migration.journal import Entry, Journal
 from agent.migration.machine import Role
 from protocol.errors import ErrorInfo
-from protocol.status import Part, Phase, PhaseTime
+from protocol.status import Part, Phase, PhaseTime, Round
 
 log = logging.getLogger("agent.migration")
 
@@ -48,6 +48,7 @@ class Run:
         self._marks: list[tuple[float, int]] = []
         self.phases: list[PhaseTime] = [PhaseTime(phase=entry.phase, at_ms=0)]
         self.parts: list[Part] = []
+        self.rounds: list[Round] = []
         self.notes: list[str] = []
         self.figures: dict[str, float] = {}
         """Milliseconds by name (freeze_ms, dump_ms, restore_ms, blackout_ms); `frozen_at` on the monotonic clock."""
@@ -62,6 +63,8 @@ class Run:
         self.stopped = bool(entry.record.get("stopped"))
         """Somebody has ended the container on purpose meanwhile; then nobody else starts it again."""
         self.strategy = ""
+        self.may_follow = False
+        """Whether memory may follow when it runs, by its request and by its target."""
         self.reason = ""
         self.compression = Chosen()
         self.compressed = Compressed()
@@ -186,6 +189,16 @@ class Run:
         if "blackout_ms" not in self.figures or "by_memory" not in self.figures:
             return {}
         return {"fixed_ms": round(max(0.0, self.figures["blackout_ms"] - self.figures["by_memory"]), 1)}
+
+    @property
+    def paced(self) -> bool:
+        """Whether what is sent keeps to a rate."""
+        return bool(self.bandwidth.rate or self._together.rate)
+
+    async def round_done(self, done: Round) -> None:
+        """Note a round of pre-copy."""
+        self.rounds.append(done)
+        await self.publish()
 
     def sending(self, part: str) -> None:
         self.part = part

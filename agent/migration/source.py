@@ -47,7 +47,10 @@ async def migrate(run: Run, subject: Subject, host: Host, peer: PeerClient, stra
         await passes.first()
         undo.first("remove the images", strategy.release, host.shell, run.id)
         memory = subject.memory(run, host, peer)
-        await strategy.copy_while_running(memory)
+        await strategy.copy_while_running(memory, passes.again)
+        if strategy.lazy and not subject.offer.lazy:
+            subject = subject.followed()
+            await run.note_down(**subject.to_record())
         await peer.warm_up(run.id)
 
         undo.first("thaw and unlock the container", let_go, run, host, subject, strategy)
@@ -55,7 +58,8 @@ async def migrate(run: Run, subject: Subject, host: Host, peer: PeerClient, stra
         await run.enter(Phase.FROZEN)
         async with within(host.settings.deadlines.dump, "dump and transfer", leaving.SLOW_HINT):
             (dump, images), files = await both(strategy.dump_and_send(memory), passes.delta())
-        manifest = Manifest(parts=(dump, *files), images=images, tasks=len(tasks))
+        sent = strategy.sent
+        manifest = Manifest(parts=(*sent, dump, *files), images=images, tasks=len(tasks), rounds=len(sent))
         prepared = await peer.prepare(run.id, manifest)  # restored there, stopped, locked, proved
         run.figures["restore_ms"] = prepared.restore_ms
         await run.enter(Phase.PREPARED)

@@ -12,7 +12,9 @@ from agent.migration.host import Host
 from agent.migration.run import Run
 from agent.prework.tree import Source
 from agent.strategy import Memory
+from agent.strategy.convergence import Wishes
 from agent.strategy.postcopy import PostCopy
+from agent.strategy.precopy import PreCopy
 from protocol.commands import SourcePolicy
 from protocol.peer import Offer
 
@@ -54,7 +56,12 @@ class Subject:
 
     def going_by(self, strategy: str, home: str | None = None) -> Self:
         """The same, with the strategy that was chosen for it in the offer, and where it returns to."""
-        return replace(self, offer=self.offer.model_copy(update={"lazy": strategy == PostCopy.name, "home": home}))
+        way = {"lazy": strategy == PostCopy.name, "rounds": strategy == PreCopy.name}
+        return replace(self, offer=self.offer.model_copy(update={**way, "home": home}))
+
+    def followed(self) -> Self:
+        """The same, of which memory follows when it runs."""
+        return replace(self, offer=self.offer.model_copy(update={"lazy": True}))
 
     @property
     def options(self) -> CriuOptions:
@@ -62,15 +69,18 @@ class Subject:
 
     def memory(self, run: Run, host: Host, peer: PeerClient) -> Memory:
         """What a strategy needs of it all."""
+        request = run.record.get("request") or {}
         return Memory(
             migration=run.id,
             container_id=self.id,
+            pid=self.pid,
             resident_bytes=self.memory_bytes,
             options=self.options,
             dump_seconds=host.settings.deadlines.dump,
             shell=host.shell,
             peer=peer,
             progress=run,
+            wishes=Wishes(request.get("max_blackout_ms"), request.get("throttle") or 0, run.may_follow),
         )
 
     def to_record(self) -> dict[str, Any]:

@@ -15,20 +15,30 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from agent.base.errors import Cancelled, CorruptPart, Refused, StepFailed
+from agent.base.errors import Cancelled, Refused, StepFailed
 from agent.base.tasks import both
 from agent.checkpoint import freezer, images, proc
 from agent.checkpoint.criu import CriuOptions
 from agent.checkpoint.diagnosis import restore_failed
 from agent.doors.handover import HandOver, RestoreResult, StagedInfo
 from agent.doors.peer_server import Stream
-from agent.migration import admission, arrival, belongings, cleared, creating, fitting, held, restarting, thrown_away
+from agent.migration import (
+    admission,
+    arrival,
+    belongings,
+    cleared,
+    creating,
+    fitting,
+    held,
+    restarting,
+    rounds,
+    thrown_away,
+)
 from agent.migration.following import Following
 from agent.migration.host import Host
 from agent.migration.run import Run
 from agent.network import identity, lock
 from agent.prework import container_log, init
-from agent.prework.stream import unpacked
 from agent.runtime import handover
 from protocol.errors import ErrorCode
 from protocol.peer import Arrival, Created, Manifest, Offer, Prepared, Running, SentPart, Staged
@@ -133,24 +143,8 @@ class Target:
                 await arrival.take_descriptors(stream, self._hand_over_again().images)
                 self._hand_over_again().arm()  # what runc and CRIU can do without the images they do now
             else:
-                await self._files(name, stream)
+                await arrival.take_files(self._host, self.run, self.offer, self._staged, name, stream)
             self._took(stream.part(name))
-
-    async def _files(self, name: str, stream: Stream) -> None:
-        if self._staged is None:
-            raise StepFailed("the container is not staged here")
-        kind, *rest = name.split(":")
-        chunks = admission.while_room(self._host, aiter(stream))
-        if kind == "root":
-            await unpacked(chunks, str(self._staged.root), ids=self._staged.ids, devices=True)
-        elif kind == "volume" and len(rest) >= 1:
-            mountpoint = await belongings.volume_path(self._host, self.run, self.offer, rest[0])
-            await unpacked(chunks, str(mountpoint), ids=self._staged.ids)
-        elif kind == "bind" and len(rest) >= 1:
-            with belongings.bind_folder(self.run, rest[0]) as place:
-                await unpacked(chunks, place, ids=self._staged.ids)
-        else:
-            raise CorruptPart(f"a part of an unknown kind: {name!r}")
 
     # --- the blackout ---
 
@@ -162,12 +156,19 @@ class Target:
             await self._hand_over.keep_printed(aiter(stream))
             self._took(stream.part("printed"))
 
-    async def images(self, stream: Stream) -> None:
+    async def images(self, stream: Stream, number: int = 0) -> None:
+        """CRIU's images, or those of a round of pre-copy."""
         if self._hand_over is None:
             raise StepFailed("the container is not staged here")
         with self._streaming():
-            await arrival.take_segments(stream, self._hand_over.images, limit=arrival.image_room(self.offer))
-            self._took(stream.part("images"))
+            part = await rounds.take(stream, self._host.shell, self._hand_over, self.offer, number)
+            self._took(part)
+
+    async def follow(self) -> None:
+        """What is left after rounds of pre-copy follows when it runs: have the page channel for it."""
+        self.offer = await rounds.turn_lazy(self._host, self.run, self._hand_over_again(), self.offer)
+        self._following = None
+        await self.following.expect()
 
     async def prepare(self, manifest: Manifest) -> Prepared:
         """Check that all of it is here, restore, and prove that it was a restore.
@@ -179,6 +180,7 @@ class Target:
         """
         assert self._hand_over is not None
         arrival.check(manifest, self._parts, self._hand_over.images)
+        rounds.chain(self._hand_over.images, manifest.rounds)
         await self.run.enter(Phase.RESTORING)
         await asyncio.to_thread(images.mend, self._hand_over.images)
         if self._staged is not None:

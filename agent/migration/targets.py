@@ -164,6 +164,13 @@ class Targets:
     async def images(self, peer: str, migration: str, stream: Stream) -> None:
         await self._part(peer, migration).images(stream)
 
+    async def round(self, peer: str, migration: str, number: int, stream: Stream) -> None:
+        await self._part(peer, migration).images(stream, number)
+
+    async def follow(self, peer: str, migration: str) -> None:
+        self._part(peer, migration)  # as with any part: only while it takes some
+        await self._step(peer, migration, lambda target: target.follow())
+
     async def prepare(self, peer: str, migration: str, manifest: Manifest) -> Prepared:
         return await self._step(peer, migration, lambda target: target.prepare(manifest))
 

@@ -1,24 +1,36 @@
 """How memory gets across, one module a strategy. A strategy sends; it does not freeze, decide or undo."""
 
 import asyncio
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from agent.base.shell import Shell
 from agent.checkpoint.criu import CriuOptions
 from agent.doors.peer_client import PeerClient
+from agent.strategy.convergence import Wishes
 from protocol.peer import ImageFile, SentPart
+from protocol.status import Round
+
+FilesAgain = Callable[[], Coroutine[Any, Any, int]]
+"""Another pass over the files while the container runs; the bytes that it has sent."""
 
 
 class Progress(Protocol):
     """Who is told how the sending goes, and notes the figures: a migration's run."""
 
+    reason: str
+    """Why memory goes as it does."""
+
     @property
     def figures(self) -> dict[str, float]: ...
+    @property
+    def paced(self) -> bool: ...
     def sending(self, part: str) -> None: ...
     def sent(self, count: int) -> None: ...
-    async def pace(self, count: int) -> None: ...
+    async def pace(self, count: int, *, compressed: bool = False) -> None: ...
     def part_done(self, name: str, size: int, began: float, *, frozen: bool) -> None: ...
+    async def round_done(self, done: Round) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +39,7 @@ class Memory:
 
     migration: str
     container_id: str
+    pid: int
     resident_bytes: int
     options: CriuOptions
     dump_seconds: float
@@ -36,15 +49,27 @@ class Memory:
     progress: Progress
     written: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when CRIU has written the last image, by a strategy that needs the tasks no longer then."""
+    wishes: Wishes = field(default_factory=Wishes)
 
 
 class Strategy(Protocol):
     """One way for the memory."""
 
     name: str
+    lazy: bool
+    """Whether memory follows when it runs at the target; known at the latest by the end of `copy_while_running`."""
 
-    async def copy_while_running(self, memory: Memory) -> None:
-        """Whatever can be sent, or made ready, before the freeze."""
+    @property
+    def sent(self) -> tuple[SentPart, ...]:
+        """What went before the freeze, in rounds."""
+
+    async def copy_while_running(self, memory: Memory, again: FilesAgain) -> None:
+        """Whatever can be sent, or made ready, before the freeze.
+
+        Raises:
+            NotConverging: what was asked for can't be had.
+
+        """
 
     async def dump_and_send(self, memory: Memory) -> tuple[SentPart, tuple[ImageFile, ...]]:
         """The container is frozen: dump it and send the images; what they are, for the manifest.

@@ -13,7 +13,7 @@ from agent.base.errors import CorruptPart
 from agent.base.shell import Shell
 from agent.base.tasks import both
 from agent.checkpoint import segments
-from agent.strategy import Memory, Progress
+from agent.strategy import FilesAgain, Memory, Progress
 from agent.strategy.dump import Dump
 from protocol.peer import ImageFile, SentPart
 
@@ -25,6 +25,7 @@ class Cold:
     """See the module."""
 
     name = "cold"
+    lazy = False
 
     def __init__(self) -> None:
         self._dump: Dump | None = None
@@ -35,7 +36,11 @@ class Cold:
             self._dump = Dump(shell, migration)
         return self._dump
 
-    async def copy_while_running(self, memory: Memory) -> None:
+    @property
+    def sent(self) -> tuple[SentPart, ...]:
+        return ()
+
+    async def copy_while_running(self, memory: Memory, again: FilesAgain) -> None:
         """Only the place for the images, and all of the dump that needs no frozen tasks."""
         dump = self._dump_of(memory.shell, memory.migration)
         await dump.make_ready(memory.container_id, memory.resident_bytes, memory.options)

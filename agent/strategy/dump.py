@@ -43,6 +43,11 @@ class Dump:
         self._command: asyncio.Task[Done] | None = None
 
     @property
+    def folder(self) -> Path:
+        """Of all of it; also of what a strategy has beside the dump."""
+        return self._folder
+
+    @property
     def images(self) -> Path:
         return self._folder / "images"
 
@@ -55,20 +60,29 @@ class Dump:
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         DUMPS.chmod(0o700)
         self.work.mkdir(exist_ok=True, mode=0o700)
-        await tmpfs.mount(self._shell, self.images, int(resident_bytes * ROOM_FACTOR) + ROOM)
+        await tmpfs.mount(self._shell, self.images, room_for(resident_bytes))
         self.gate.lay_out()
-        config = self._folder / "criu.conf"
-        config.write_text(options.for_dump() + also + f"action-script {self.gate.script}\n")
-        criu.make_shadow_root(container_id, config, self._folder / "root")
+        self.write_options(options, also)
+        criu.make_shadow_root(container_id, self._config, self._folder / "root")
 
-    async def start(self, container_id: str, host: str) -> None:
+    @property
+    def _config(self) -> Path:
+        return self._folder / "criu.conf"
+
+    def write_options(self, options: CriuOptions, also: str = "") -> None:
+        """CRIU's, as it will read them when it is started."""
+        self._config.write_text(options.for_dump() + also + f"action-script {self.gate.script}\n")
+
+    async def start(self, container_id: str, host: str, parent: str = "") -> None:
         """Start runc and CRIU, up to the gate: the container is not touched. `host` is where an error has its log.
+
+        With a `parent`, a folder among the images, only what was written since goes into them.
 
         Raises:
             DumpFailed: they don't come so far.
 
         """
-        command = criu.dump_command(self._folder / "root", self.images, self.work, container_id)
+        command = criu.dump_command(self._folder / "root", self.images, self.work, container_id, parent)
         # CRIU killed in the middle leaves its parasite in the tasks: whatever happens, its end is waited for. Not
         # by an agent that crashes: it goes on then, and recovery finds it by its folder.
         running = await self._shell.start(*command, label="dump")
@@ -152,9 +166,9 @@ class Dump:
                 raise StepFailed(f"CRIU does not turn back from before the dump: processes {left}")
             await asyncio.sleep(LOOK_SECONDS)
 
-    def lazy_command(self, container_id: str) -> tuple[str, ...]:
+    def lazy_command(self, container_id: str, parent: str = "") -> tuple[str, ...]:
         """What dumps all but the memory and serves that, for a process that outlives this agent."""
-        return criu.lazy_dump_command(self._folder / "root", self.images, self.work, container_id)
+        return criu.lazy_dump_command(self._folder / "root", self.images, self.work, container_id, parent)
 
     def failed(self, error: CommandFailed, host: str) -> DumpFailed:
         """The error of a dump that did not come about; `host` is where it says that the log is."""
@@ -166,6 +180,11 @@ class Dump:
         self.gate.close()
         await tmpfs.unmount(self._shell, self.images)
         await asyncio.to_thread(shutil.rmtree, self._folder, ignore_errors=True)
+
+
+def room_for(resident_bytes: int) -> int:
+    """Bytes of tmpfs for the images of a container of so much memory."""
+    return int(resident_bytes * ROOM_FACTOR) + ROOM
 
 
 async def first_of(

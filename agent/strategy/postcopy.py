@@ -16,9 +16,9 @@ from agent.base.tasks import Failing, both, to_the_end, within
 from agent.checkpoint import criu, proc, segments
 from agent.doors.dump_gate import WRITTEN
 from agent.doors.pages import PageChannel
-from agent.strategy import Memory
+from agent.strategy import FilesAgain, Memory
 from agent.strategy.cold import Cold
-from agent.strategy.dump import DUMPS, first_of
+from agent.strategy.dump import DUMPS, Dump, first_of
 from protocol.peer import ImageFile, SentPart
 
 log = logging.getLogger("agent.pages")
@@ -31,6 +31,7 @@ class PostCopy(Cold):
     """See the module."""
 
     name = "postcopy"
+    lazy = True
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,12 +44,15 @@ class PostCopy(Cold):
             self._channel = PageChannel(shell, _folder(migration))
         return self._channel
 
-    async def copy_while_running(self, memory: Memory) -> None:
+    async def copy_while_running(self, memory: Memory, again: FilesAgain) -> None:
         """The place for the images, CRIU at its gate, and the channel, linked: the freeze waits for the dump alone."""
         dump = self._dump_of(memory.shell, memory.migration)
         await dump.make_ready(memory.container_id, memory.resident_bytes, memory.options, criu.PAGE_SERVER_SOCKET)
+        await self._open_channel(memory, dump)
+
+    async def _open_channel(self, memory: Memory, dump: Dump, parent: str = "") -> None:
         channel = self._end(memory.shell, memory.migration)
-        await channel.start(*dump.lazy_command(memory.container_id))
+        await channel.start(*dump.lazy_command(memory.container_id, parent))
         channel.begin()
         await dump.at_gate(self._failed(channel), "the source")
         await self._send_ahead(memory, dump)

@@ -111,7 +111,12 @@ async def test_migrate_that_takes_too_long_is_in_doubt_for_a_script(controller: 
         ({"source": "node-x"}, ErrorCode.NO_SUCH_HOST, "there is no host node-x", "known hosts: node-a, node-b"),
         ({"source": "node-b"}, ErrorCode.NO_SUCH_CONTAINER, "there is no container web on node-b", ""),
         ({"to": "node-a"}, ErrorCode.SAME_HOST, "web is on node-a already", ""),
-        ({"strategy": "warm"}, ErrorCode.BAD_COMMAND, 'strategy is "warm": it must be auto, cold or postcopy', ""),
+        (
+            {"strategy": "warm"},
+            ErrorCode.BAD_COMMAND,
+            'strategy is "warm": it must be auto, cold, precopy or postcopy',
+            "",
+        ),
         ({"to": "Node B"}, ErrorCode.BAD_COMMAND, 'to is "Node B"', ""),
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",

@@ -294,7 +294,7 @@ async def output(*argv: str) -> tuple[int | None, str]:
 
 
 def test_help_of_migrate_lists_the_policies_there_are() -> None:
-    source = (ROOT / "agent/cli/main.py").read_text()
+    source = "".join((ROOT / "agent/cli" / name).read_text() for name in ("main.py", "running.py"))
     assert f'metavar="{"|".join(Strategy)}"' in source
     assert f'metavar="{"|".join(TcpPolicy)}"' in source
 

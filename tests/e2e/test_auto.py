@@ -1,5 +1,10 @@
 """`auto` takes what keeps to the blackout that is wanted, over the link that there is."""
 
+from pathlib import Path
+
+import pytest
+
+from agent.checkpoint import dirty
 from lab.cluster import Cluster
 from lab.workloads import run_counter
 from protocol.commands import ReplyKind
@@ -7,6 +12,26 @@ from protocol.errors import Consequence, ErrorCode
 from tests.e2e.support import clean, counts_on
 
 A, B = "a28", "b28"
+
+
+@pytest.mark.skipif(
+    bool(dirty.written_bytes(Path("/proc/self"))), reason="this kernel marks written memory: pre-copy can be had"
+)
+async def test_pre_copy_is_refused_where_the_kernel_marks_nothing(moves: Cluster) -> None:
+    name = "unmarked"
+    run_counter(moves[A], name)
+    try:
+        await counts_on(moves[A], name)
+        reply = await moves.migrate(name, A, B, strategy="precopy")
+        assert reply.error is not None
+        assert reply.error.code is ErrorCode.INCOMPATIBLE, reply.error
+        assert reply.error.consequence is Consequence.UNTOUCHED
+        assert "mem_dirty_track" in reply.error.message
+        assert "--strategy cold" in reply.error.hint
+        await counts_on(moves[A], name)
+        await clean(moves, A, B)
+    finally:
+        moves[A].docker("rm", "--force", name, check=False)
 
 
 async def test_on_a_slow_link_only_post_copy_keeps_to_it_and_only_where_it_may(moves: Cluster) -> None:

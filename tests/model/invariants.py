@@ -22,8 +22,10 @@ GIVEN_UP = "the same, and a person has given up the source's copy too: it is los
 def broken_at_source(s: Source) -> str:
     if s.runs and s.journal is not None and machine.decision(s.journal) is DecisionKind.COMMIT:
         return "the source runs its copy, and its journal says commit"
-    if s.tasks is Tasks.RUN and s.dump is not Dump.NONE:
+    if s.tasks is Tasks.RUN and s.dump not in (Dump.NONE, Dump.ROUND):
         return "the source's tasks run while CRIU dumps them"
+    if s.dump is Dump.ROUND and (s.locked or s.tasks is Tasks.FROZEN or not s.images):
+        return f"held by us, or without images, in a round of pre-copy: {left_over(s)}"
     if s.journal in ENDS[Role.SOURCE]:
         as_it_should = s.tasks is Tasks.GONE if s.journal is Phase.DONE else s.tasks is Tasks.RUN and s.policy
         if not as_it_should or s.locked or s.images:

@@ -32,6 +32,7 @@ class Slip(StrEnum):
     COMMITS_UNJOURNALED = "go is said before the decision is on the disk"
     KILLS_WITH_PAGES_MISSING = "in post-copy the source's copy is ended when the target's runs"
     THAWS_UNDER_CRIU = "an undo that CRIU does not let go of its tasks for thaws them all the same"
+    UNDOES_UNDER_A_ROUND = "an undo takes away the images that a round of pre-copy is writing"
     KILLS_UNCONFIRMED = "the source's copy is ended before the target has confirmed"
     # The target
     SETTLES_UNRELEASED = "a target is settled although its copy was never let run"
@@ -63,6 +64,8 @@ class Rules:
     resolutions: Resolutions = field(default_factory=lambda: machine.RESOLUTIONS)
     lazy: bool = False
     """The memory follows when the copy runs (post-copy)."""
+    rounds: bool = False
+    """CRIU takes memory before the freeze, too (pre-copy)."""
     slips: frozenset[Slip] = frozenset()
 
 

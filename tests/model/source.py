@@ -143,8 +143,13 @@ class SourceModel(TakingBack):
         yield from self._no_answer(s, between)
 
     def _make_images(self, s: Source, between: Between) -> Steps:
-        """passes.first; cold.Cold.copy_while_running"""
-        yield Step(Kind.STEP, "makes room for the images", s._replace(at=At.HOLD, images=True), between)
+        """passes.first; cold.Cold.copy_while_running; precopy.PreCopy._rounds, each to its end (predump.PreDumps)"""
+        if s.dump is Dump.NONE:
+            yield Step(Kind.STEP, "makes room for the images", s._replace(at=At.HOLD, images=True), between)
+            if self._rules.rounds and s.tasks is Tasks.RUN:
+                begun = s._replace(images=True, dump=Dump.ROUND)
+                yield Step(Kind.STEP, "begins a round", begun, between)
+                yield Step(Kind.FAIL, "can't begin a round", s._replace(at=UNDO_FROM[s.at], images=True), between)
 
     def _hold(self, s: Source, between: Between) -> Steps:
         """source.hold: both at once"""
@@ -293,13 +298,19 @@ class SourceModel(TakingBack):
 
     # --- what happens around it ---
 
-    def _by_itself(self, s: Source, between: Between) -> Steps:
-        if s.dump is not Dump.NONE and self._rules.lazy:
+    def _criu(self, s: Source, between: Between) -> Steps:
+        """It goes on by itself, whoever has started it."""
+        if s.dump is Dump.ROUND:
+            yield Step(Kind.STEP, "its round ends", s._replace(dump=Dump.NONE), between)
+        elif s.dump is not Dump.NONE and self._rules.lazy:
             if s.dump is not Dump.SERVES:
                 yield Step(Kind.STEP, "its CRIU serves pages", s._replace(dump=Dump.SERVES), between)
             yield Step(Kind.FAIL, "its CRIU ends", s._replace(dump=Dump.NONE), between)
         elif s.dump is not Dump.NONE:
             yield Step(Kind.STEP, "its CRIU ends", s._replace(dump=Dump.NONE), between)
+
+    def _by_itself(self, s: Source, between: Between) -> Steps:
+        yield from self._criu(s, between)
         if s.outbox is not None and between.retained is not s.outbox:
             yield Step(Kind.STEP, f"publishes {s.outbox}", s, between._replace(retained=s.outbox))
         if between.retained is not None:

@@ -109,6 +109,7 @@ class Dump(StrEnum):
     RUNS = "runs"
     SERVES = "serves the memory of the frozen tasks"
     UNSEEN = "runs, and a recovery does not find it"
+    ROUND = "takes the memory of running tasks, in a round of pre-copy"
 
 
 class Pages(StrEnum):

@@ -63,6 +63,9 @@ class TakingBack(Serving):
 
     def _undo(self, s: Source, between: Between) -> Steps:
         after = UNDOING[s.at]
+        if s.at is At.UNDO_IMAGES and s.dump is Dump.ROUND and Slip.UNDOES_UNDER_A_ROUND not in self._rules.slips:
+            yield Step(Kind.FAIL, f"fails: {s.at}", s._replace(at=after, stranded=True), between)
+            return  # precopy.PreCopy.release: PreDumps.over
         undone = _undone(s)._replace(at=after)
         if s.at is At.UNDO_POLICY and Slip.NOT_STARTED_AFTER_DEATH not in self._rules.slips:
             undone = undone._replace(tasks=_started(s.tasks))
@@ -123,7 +126,7 @@ class TakingBack(Serving):
         """strategy.stop_serving; leaving.wait_for_left_behind_dump"""
         if s.dump is Dump.SERVES:
             yield Step(Kind.STEP, "hangs up on CRIU", s._replace(at=At.BACK_UNLOCK, dump=Dump.NONE), between)
-        elif s.dump is not Dump.RUNS:
+        elif s.dump not in (Dump.RUNS, Dump.ROUND):
             yield Step(Kind.STEP, "has no CRIU to wait for", s._replace(at=At.BACK_UNLOCK), between)
 
     def _back(self, s: Source, between: Between) -> Steps:

@@ -23,6 +23,8 @@ from agent.network import quiet
 from agent.strategy.cold import Cold
 from agent.strategy.dump import Dump
 from agent.strategy.postcopy import PostCopy
+from agent.strategy.precopy import PreCopy
+from agent.strategy.predump import PreDumps
 
 ORDER: list[tuple[Callable[..., Any], str]] = [
     (
@@ -30,7 +32,7 @@ ORDER: list[tuple[Callable[..., Any], str]] = [
         (
             "first(leaving.tell_discard) offer enter(Phase.RESERVED) first(leaving.put_policy_back) "
             "set_restart_policy create stage enter(Phase.COPYING) first first(strategy.release) "
-            "copy_while_running first(let_go) hold enter(Phase.FROZEN) dump_and_send prepare "
+            "copy_while_running note_down first(let_go) hold enter(Phase.FROZEN) dump_and_send prepare "
             "enter(Phase.PREPARED) commit finish"
         ),
     ),
@@ -112,6 +114,11 @@ ORDER: list[tuple[Callable[..., Any], str]] = [
     (Following.give_up, "note_down end"),
     (Following.end, "hold stop kill_frozen"),
     (PostCopy.stop_serving, "shut stop criu_in"),
+    (PreCopy.copy_while_running, "start"),
+    (PreCopy.dump_and_send, "take_back dump_and_send"),
+    (PreCopy.stop_serving, "stop_serving stop_serving"),
+    (PreCopy.release, "take_back over release"),
+    (PreDumps.round, "to_the_end"),
     (Target.discard, "_end_copy remove _clear_hand_over take_back enter(Phase.DISCARDED)"),
     (Target._end_copy, "stop say end"),
     (held.end, "criu_in kill drop unmount_all kill_frozen"),

@@ -337,6 +337,8 @@ class FakeStrategy:
     """Sends nothing. `dump` is called in the middle of the blackout."""
 
     name = "cold"
+    lazy = False
+    sent = ()
     dump = staticmethod(lambda: None)
 
     async def copy_while_running(self, *_: object) -> None:

@@ -91,3 +91,20 @@ def test_what_can_not_keep_to_its_limit_is_refused_and_told_what_helps(
 def test_what_is_asked_for_by_name_is_taken() -> None:
     assert choose(request(strategy="postcopy"), MIB, GIGABIT).strategy == "postcopy"
     assert choose(request(strategy="cold"), 4096 * MIB, GIGABIT).strategy == "cold"
+
+
+def test_auto_leaves_pre_copy_to_who_asks_for_it() -> None:
+    wanted = request(max_blackout_ms=3000, allow_postcopy=True)
+    assert choose(wanted, 1024 * MIB, GIGABIT).strategy == "postcopy"
+
+
+def test_pre_copy_by_name_shows_by_its_rounds_what_it_can_keep_to() -> None:
+    choice = choose(request(strategy="precopy", max_blackout_ms=100), 1024 * MIB, GIGABIT)
+    assert choice.strategy == "precopy"
+    assert "within" not in choice.reason
+
+
+def test_pre_copy_waits_for_less_of_the_memory_and_its_target_still_reads_all_of_it() -> None:
+    cold, warm = (memory_ms(name, 1024 * MIB, 118 * MIB) for name in ("cold", "precopy"))
+    assert warm < cold / 3
+    assert warm > memory_ms("precopy", 64 * MIB, 118 * MIB) + 500

@@ -23,6 +23,7 @@ from protocol.status import (
     Part,
     Phase,
     PhaseTime,
+    Round,
 )
 
 HOSTS = {name: HostStatus(host=name, online=name != "node-c") for name in ("node-a", "node-b", "node-c")}
@@ -248,6 +249,27 @@ def live() -> tuple[progress.LiveView, Console]:
     view = progress.view(out)
     assert isinstance(view, progress.LiveView)
     return view, console
+
+
+def test_rounds_of_pre_copy_are_told_as_they_come_and_in_the_report(capsys: pytest.CaptureFixture[str]) -> None:
+    rounds = tuple(
+        Round(
+            number=number, bytes=64 << 20, file_bytes=size, ms=400, frozen_ms=12.5, left_bytes=2 << 20, rate=1e8,
+            predicted_ms=420, throttled=throttled,
+        )
+        for number, size, throttled in ((1, 0, 0), (2, 3 << 20, 20))
+    )  # fmt: skip
+    first, second = [timeline.of_round(one) for one in rounds]
+    assert "files" not in first
+    assert "and 3.0 MiB of files" in second
+    assert "slowed down by 20 %" in second
+    view = progress.LineView(Out())
+    view.begun("web", "node-a", "node-b")
+    for count in (0, 1, 2, 2):
+        view.changed(status(Phase.COPYING, rounds=rounds[:count]))
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.strip() for line in lines if "round" in line] == [first, second]
+    assert first in timeline.plain(report(rounds=rounds))
 
 
 def test_live_view_shows_the_phases_and_what_is_sent() -> None:

@@ -48,6 +48,8 @@ REQUESTS: dict[str, Ask] = {
     "files": lambda targets: targets.files(THIEF, ID, "root:0", stream(b"x")),
     "printed": lambda targets: targets.printed(THIEF, ID, stream(b"x")),
     "images": lambda targets: targets.images(THIEF, ID, stream(b"x")),
+    "round": lambda targets: targets.round(THIEF, ID, 1, stream(b"x")),
+    "follow": lambda targets: targets.follow(THIEF, ID),
     "prepare": lambda targets: targets.prepare(THIEF, ID, MANIFEST),
     "pages": lambda targets: targets.pages(THIEF, ID, cast("Any", None)),
     "arrived": lambda targets: targets.arrived(THIEF, ID),
@@ -106,7 +108,7 @@ async def test_no_image_is_loaded_that_was_not_asked_for(world: World) -> None:
         await world.targets.layers(SOURCE, ID, stream(b"x"))
 
 
-@pytest.mark.parametrize("part", ["files", "log", "printed", "images"])
+@pytest.mark.parametrize("part", ["files", "log", "printed", "images", "round"])
 async def test_nothing_is_written_to_what_is_proved_or_runs(world: World, copy: int, part: str) -> None:
     await world.found(Phase.PREPARED, copy)
     await_part: dict[str, Ask] = {
@@ -114,6 +116,7 @@ async def test_nothing_is_written_to_what_is_proved_or_runs(world: World, copy: 
         "log": lambda targets: targets.log(SOURCE, ID, stream(b"x")),
         "printed": lambda targets: targets.printed(SOURCE, ID, stream(b"x")),
         "images": lambda targets: targets.images(SOURCE, ID, stream(b"x")),
+        "round": lambda targets: targets.round(SOURCE, ID, 1, stream(b"x")),
     }
     with pytest.raises(Refused) as caught:
         await await_part[part](world.targets)

@@ -31,6 +31,7 @@ WAITS = {
     "agent/shutdown/host_down.py": "tells systemd that it goes on",
     "agent/shutdown/sleepers.py": "the end of CRIU, and of a program that is stopped in its place",
     "agent/strategy/dump.py": "the end of CRIU",
+    "agent/strategy/predump.py": "until CRIU has made the images of pages: it says nothing itself when it lets go",
     "agent/strategy/postcopy.py": "between two attempts at connecting",
     "agent/vault/bring.py": "asks the target; says that it is alive",
     "agent/vault/take.py": "the end of CRIU",

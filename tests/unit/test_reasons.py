@@ -97,6 +97,7 @@ RECORDED: dict[Why, Callable[[], Iterable[Reason]]] = {
     Why.CGROUP_VERSION: lambda: engines(LIKE.model_copy(update={"cgroup_version": 1})),
     Why.KERNEL_FEATURE: lambda: engines(lacks("timens")),
     Why.NO_POSTCOPY: lambda: admission.against_postcopy(lacks("uffd-noncoop")),
+    Why.NO_PRECOPY: lambda: admission.against_precopy(lacks("mem_dirty_track")),
     Why.CLOCK_SKEW: lambda: clock(60),
     Why.CORES: lambda: hardware(NanoCpus=10**15),
 }
