@@ -261,9 +261,9 @@ class Restoring:
             for fifo in (handover.MADE, handover.HELD)
         )
 
-    def to_the_end(self) -> int:
-        """Wait until CRIU holds the tasks, or runc has failed; the exit code of `create`."""
-        pid = when_held(self._held, self._ended, self._criu)
+    def to_the_end(self, first: int | None = None) -> int:
+        """Wait until CRIU holds the tasks, or runc has failed; `create`'s exit code. `first`: as of `when_held`."""
+        pid = when_held(self._held, self._ended, self._criu, first=first)
         if pid:
             self._write_pid(pid)
         self._say(pid)
@@ -272,17 +272,20 @@ class Restoring:
     def to_the_namespaces(self) -> int:
         """Wait until the network namespace is there and locked, and leave the rest to a child; as `to_the_end`."""
         put(f"{self._folder}/{handover.RESTORING}", "")
+        first, say_first = os.pipe()
         child = os.fork()
         if child == 0:
             code = 1
             try:
-                code = self.to_the_end()
+                os.close(say_first)
+                code = self.to_the_end(first)
             finally:
                 os._exit(code)
         replace(self._folder, pid=child)
         pid = first_word(self._made, os.pidfd_open(child))
         if not pid:  # on the host's own network nothing is made; or it has failed before that
             return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        os.write(say_first, b"%d\n" % pid)
         self._write_pid(pid)
         return 0
 
@@ -304,21 +307,29 @@ def first_word(fifo: int, ended: int, seconds: float | None = None) -> int:
     return int(os.read(fifo, 64)) if fifo in ready else 0
 
 
-def when_held(held: int, ended: int, calls: int, seconds: float = NEXT_CALL_SECONDS) -> int:
-    """The first process, once CRIU holds it; 0 if runc has ended without that, or waits for a CRIU that is dead.
+def when_held(held: int, ended: int, calls: int, seconds: float = NEXT_CALL_SECONDS, first: int | None = None) -> int:
+    """The first process, once CRIU holds it; 0 if runc has ended without that, or waits for what can't come any more.
 
-    runc hears of CRIU's end when nobody has its socket any more, and what CRIU had forked by then has it.
+    That is so where CRIU is dead: runc hears of it when nobody has its socket any more, and what CRIU had forked by
+    then has it. And where the first process is, of which `first` tells when it is there: dockerd kills it where it
+    can't attach the network. It is a child of runc's, so CRIU does not hear of that.
     """
     criu: int | None = None
+    alive: int | None = None
     patience: float | None = None
     while True:
-        watched = [held, ended, calls] if criu is None else [held, ended, calls, criu]
+        watched = [held, ended, calls, *(each for each in (criu, first, alive) if each is not None)]
         ready, _, _ = select.select(watched, [], [], patience)
         if held in ready:
             return int(os.read(held, 64))
+        if first in ready:
+            said, first = os.read(first, 64), None  # nothing is said where no namespace was made
+            if said and (alive := end_of(int(said))) is None:
+                return 0
+            continue
         if calls in ready:
             criu, patience = end_of(int(os.read(calls, 256).split()[-1])), None
-        elif ended in ready or criu not in ready:
+        elif ended in ready or alive in ready or criu not in ready:
             return 0
         if criu is None or criu in ready:  # runc calls it more than once: the next call comes at once
             criu, patience = None, seconds

@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -41,8 +42,8 @@ def criu() -> "Iterator[subprocess.Popen[bytes]]":
         process.kill()
 
 
-def waited(runc: Runc, seconds: float) -> int:
-    return restore.when_held(runc.held, runc.ended, runc.calls, seconds)
+def waited(runc: Runc, seconds: float, first: int | None = None) -> int:
+    return restore.when_held(runc.held, runc.ended, runc.calls, seconds, first=first)
 
 
 def test_what_criu_holds_is_told(runc: Runc, criu: "subprocess.Popen[bytes]") -> None:
@@ -73,3 +74,34 @@ def test_the_end_of_one_call_is_not_the_end_of_the_next(runc: Runc, criu: "subpr
         runc.calls_criu(criu)
         os.write(runc.says_held, b"7\n")
         assert waited(runc, LITTLE) == 7
+
+
+@pytest.mark.parametrize("reaped", [True, False])
+def test_a_first_process_that_dockerd_has_killed_is_not_waited_for(
+    runc: Runc, criu: "subprocess.Popen[bytes]", reaped: bool
+) -> None:
+    """CRIU goes on waiting for it: it is runc's child."""
+    runc.calls_criu(criu)
+    first, say_first = os.pipe()
+    with subprocess.Popen(["sleep", "100"]) as process:
+        os.write(say_first, b"%d\n" % process.pid)
+        process.kill()
+        if reaped:
+            process.wait()
+        assert waited(runc, LONG, first) == 0
+    os.close(first)
+    os.close(say_first)
+
+
+@pytest.mark.parametrize("made", [True, False])
+def test_a_first_process_that_lives_is_waited_for(runc: Runc, criu: "subprocess.Popen[bytes]", made: bool) -> None:
+    """Also where nothing is said of it, since nothing had to be made."""
+    first, say_first = os.pipe()
+    if made:
+        os.write(say_first, b"%d\n" % criu.pid)
+    os.close(say_first)
+    runc.calls_criu(criu)
+    later = threading.Timer(0.1, os.write, (runc.says_held, b"9\n"))
+    later.start()
+    assert waited(runc, LITTLE, first) == 9
+    os.close(first)
