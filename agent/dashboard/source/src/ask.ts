@@ -1,6 +1,6 @@
 // The one dialog: where to, and how. Answers with what was chosen, or nothing.
 
-import { byId, bytes, make } from "./dom";
+import { byId, bytes, make, settleClosed, whenClosed } from "./dom";
 import type { ContainerStatus } from "./messages";
 import { sentence } from "./outlook";
 import type { Store } from "./store";
@@ -14,6 +14,7 @@ const RISK = "In post-copy, a source that dies for good before the last page is 
 
 export function ask(one: ContainerStatus, store: Store, opener: HTMLElement): Promise<Choice | null> {
   const dialog = byId<HTMLDialogElement>("ask");
+  settleClosed(dialog);
   const form = dialog.querySelector("form") as HTMLFormElement;
   const to = form.elements.namedItem("to") as HTMLSelectElement;
   const strategy = form.elements.namedItem("strategy") as HTMLSelectElement;
@@ -46,13 +47,9 @@ export function ask(one: ContainerStatus, store: Store, opener: HTMLElement): Pr
   dialog.returnValue = "cancel"; // Escape closes without saying a word
   dialog.showModal();
   return new Promise((resolve) => {
-    dialog.addEventListener(
-      "close",
-      () => {
-        opener.focus();
-        resolve(dialog.returnValue === "go" ? { to: to.value, strategy: strategy.value } : null);
-      },
-      { once: true },
-    );
+    whenClosed(dialog, () => {
+      opener.focus();
+      resolve(dialog.returnValue === "go" ? { to: to.value, strategy: strategy.value } : null);
+    });
   });
 }

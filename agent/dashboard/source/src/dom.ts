@@ -52,3 +52,22 @@ export function clock(at: string): string {
   const date = new Date(at);
   return Number.isNaN(date.getTime()) ? "" : date.toLocaleTimeString();
 }
+
+const closing = new WeakMap<HTMLDialogElement, () => void>();
+
+/** Once, when the dialog has been closed; `settleClosed` is for whoever opens it again. */
+export function whenClosed(dialog: HTMLDialogElement, then: () => void): void {
+  const heard = (): void => {
+    if (dialog.open) return; // the event of the closing before, which comes a moment after that
+    dialog.removeEventListener("close", heard);
+    closing.delete(dialog);
+    then();
+  };
+  closing.set(dialog, heard);
+  dialog.addEventListener("close", heard);
+}
+
+/** What is to be done for a closing whose event has not come yet. */
+export function settleClosed(dialog: HTMLDialogElement): void {
+  closing.get(dialog)?.();
+}

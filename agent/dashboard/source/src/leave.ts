@@ -1,6 +1,6 @@
 // The dialog for many at once, an evacuation or a return: first what would be done, and only then is it begun.
 
-import { byId, bytes, count, make } from "./dom";
+import { byId, bytes, count, make, settleClosed, whenClosed } from "./dom";
 import type { Evacuation, Evacuee, Reply } from "./messages";
 
 export interface Leaving {
@@ -35,6 +35,7 @@ export class LeaveDialog {
   ) {}
 
   open(opener: HTMLElement): void {
+    settleClosed(this.dialog);
     const { kind, host, targets, limit } = this.leaving;
     const home = kind === "return";
     byId("leave-title").textContent = home ? `Bring containers back to ${host}` : `Evacuate ${host}`;
@@ -55,17 +56,13 @@ export class LeaveDialog {
     this.dialog.returnValue = "cancel"; // Escape closes without saying a word
     this.dialog.showModal();
     this.plan.focus();
-    this.dialog.addEventListener(
-      "close",
-      () => {
-        this.round += 1;
-        opener.focus();
-        if (this.dialog.returnValue === "go") {
-          for (const each of this.leaving.asked) this.begin(each, this.command(false));
-        }
-      },
-      { once: true },
-    );
+    whenClosed(this.dialog, () => {
+      this.round += 1;
+      opener.focus();
+      if (this.dialog.returnValue === "go") {
+        for (const each of this.leaving.asked) this.begin(each, this.command(false));
+      }
+    });
   }
 
   private field(name: string): HTMLInputElement {
