@@ -23,7 +23,7 @@ from agent.doors.compression import ENCODING, ZSTD, Compressed, compressed
 from agent.doors.pages import HEARTBEAT_SECONDS, LARGEST_MESSAGE
 from agent.doors.peer_server import Stream
 from agent.doors.tls import ClientTls, watch_for_death
-from protocol.base import WireModel
+from protocol.base import WireModel, utc_now
 from protocol.errors import ErrorCode, ErrorInfo
 from protocol.peer import (
     Against,
@@ -126,7 +126,8 @@ class PeerClient:
         return checked.answers
 
     async def offer(self, offer: Offer) -> Answer:
-        self.answer = await self._ask(Answer, "POST", offer.migration, "/offer", offer, self._deadlines.offer)
+        now = offer.model_copy(update={"sent_at": utc_now()})
+        self.answer = await self._ask(Answer, "POST", offer.migration, "/offer", now, self._deadlines.offer)
         return self.answer
 
     async def send_layers(self, migration: str, chunks: AsyncIterator[bytes]) -> SentPart:

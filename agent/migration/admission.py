@@ -83,15 +83,17 @@ class Judged:
     binds: tuple[str, ...]
 
 
-async def examine(host: Host, offer: Offer, reserved: Iterable[Reserved], room: int) -> tuple[Answer, Reserved]:
-    """Answer an offer.
+async def examine(
+    host: Host, offer: Offer, reserved: Iterable[Reserved], room: int, arrived: Sequence[Reason] = ()
+) -> tuple[Answer, Reserved]:
+    """Answer an offer; `arrived` is what `at_arrival` has found.
 
     Raises:
         Refused: with every reason there is, the first one as its code.
 
     """
     here = await Here.look(host)
-    judged = await judge(host, offer, list(reserved), room, here)
+    judged = await judge(host, offer, list(reserved), room, here, arrived)
     if judged.reasons:
         raise refusal(host.name, offer.container, judged.reasons)
     blobs: set[str] = set()
@@ -109,7 +111,9 @@ async def examine(host: Host, offer: Offer, reserved: Iterable[Reserved], room: 
     return answer, judged.need
 
 
-async def judge(host: Host, offer: Offer, others: list[Reserved], room: int, here: Here) -> Judged:
+async def judge(
+    host: Host, offer: Offer, others: list[Reserved], room: int, here: Here, arrived: Sequence[Reason] = ()
+) -> Judged:
     """Every reason against it, and what it would need."""
     engine = here.engine
     reasons = [
@@ -118,7 +122,7 @@ async def judge(host: Host, offer: Offer, others: list[Reserved], room: int, her
         *(against_postcopy(engine) if offer.lazy else ()),
         *_hardware(offer),
         *await _processor(host, offer),
-        *_clock(offer, host.settings.limits.clock_skew_s),
+        *arrived,
         *_names(offer, others, here),
     ]
     reasons += confinement.against(offer.create, offer.engine, engine, confinement.loaded())
@@ -217,7 +221,8 @@ async def _processor(host: Host, offer: Offer) -> tuple[Reason, ...]:
     return (against(Why.CPU, message, "use a host with the same kind of processor, or a newer one"),) if lacks else ()
 
 
-def _clock(offer: Offer, limit: float) -> Iterator[Reason]:
+def at_arrival(offer: Offer, limit: float) -> Iterator[Reason]:
+    """What can be said of it only when it has just come: whether the two clocks agree, by so many seconds."""
     if offer.sent_at is None:
         return
     ahead = (utc_now() - offer.sent_at).total_seconds()

@@ -67,9 +67,10 @@ class Host:
 
     async def against_cpu(self, image: str) -> str:
         """What a restore from a host with that processor would miss here; empty: nothing."""
-        if not image or image in self._cpu.values():
+        version = await self.criu_version()
+        if not version or not image or image in self._cpu.values():  # without a CRIU that is what there is to say
             return ""
-        key = f"{await self.criu_version()} {image}"
+        key = f"{version} {image}"
         if key not in self._cpu:
             self._cpu[key] = await cpuinfo.lacking(self.shell, image)
         return self._cpu[key]

@@ -29,7 +29,6 @@ from agent.network import additions, sockets
 from agent.prework import init
 from agent.prework.ids import IdMap, IdRange
 from agent.prework.tree import Source
-from protocol.base import utc_now
 from protocol.commands import ExecPolicy, Migrate, Strategy
 from protocol.errors import ErrorCode, Reason, Why
 from protocol.peer import ImageRef, Listening, Network, Offer, Volume
@@ -224,7 +223,6 @@ async def _subject(host: Host, request: Migrate, migration: str, seen: _Seen, *,
         kernel=os.uname().release,
         machine=os.uname().machine,
         cpu=await host.cpu(),
-        sent_at=utc_now(),
         after=request.source,
         rehearsal=request.rehearse,
     )

@@ -24,7 +24,7 @@ from agent.migration.machine import OnRestart, Role
 from agent.migration.run import Run
 from agent.migration.target import Target, offer_from
 from protocol.base import utc_now
-from protocol.errors import ErrorCode
+from protocol.errors import ErrorCode, Reason
 from protocol.peer import (
     Against,
     Answer,
@@ -111,17 +111,23 @@ class Targets:
 
     async def check(self, peer: str, question: Question) -> Checked:
         """What would be said of these offers; nothing is reserved."""
+        limit = self._host.settings.limits.clock_skew_s
+        arrived = [tuple(admission.at_arrival(offer, limit)) for offer in question.offers]
         here = await admission.Here.look(self._host)
         postcopy = tuple(admission.against_postcopy(here.engine))
         needs = [slot.need for slot in self._slots.values()]
-        judged = [await admission.judge(self._host, offer, needs, image_room(offer), here) for offer in question.offers]
+        judged = [
+            await admission.judge(self._host, offer, needs, image_room(offer), here, found)
+            for offer, found in zip(question.offers, arrived, strict=True)
+        ]
         answers = tuple(Against(reasons=one.reasons, postcopy=postcopy) for one in judged)
         return Checked(answers=answers, at=utc_now())
 
     async def offer(self, peer: str, offer: Offer) -> Answer:
-        return await self._apart(self._take(peer, offer))
+        arrived = tuple(admission.at_arrival(offer, self._host.settings.limits.clock_skew_s))
+        return await self._apart(self._take(peer, offer, arrived))
 
-    async def _take(self, peer: str, offer: Offer) -> Answer:
+    async def _take(self, peer: str, offer: Offer, arrived: tuple[Reason, ...]) -> Answer:
         if offer.target != self._host.name:
             raise Refused(ErrorCode.NO_SUCH_HOST, f"this is {self._host.name}, not {offer.target}")
         async with self._admitting:
@@ -129,7 +135,7 @@ class Targets:
                 raise Refused(ErrorCode.BUSY, f"{offer.migration} is known here already")
             needs = [slot.need for slot in self._slots.values()]
             try:
-                answer, need = await admission.examine(self._host, offer, needs, image_room(offer))
+                answer, need = await admission.examine(self._host, offer, needs, image_room(offer), arrived)
             except DockerFailed as error:
                 raise unavailable(error) or error from None
             if offer.rehearsal:

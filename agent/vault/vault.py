@@ -270,7 +270,7 @@ class Vault:
             offer, said = clone.as_clone(offer, command.name)
             notes += said
         volumes = clone.volume_names(manifest.offer, offer)
-        changes: dict[str, Any] = {"migration": migration, "source": self._host.name, "target": target}
+        changes: dict[str, Any] = {"migration": migration, "source": self._host.name, "target": target, "sent_at": None}
         if command.tcp is TcpPolicy.CLOSE:
             changes["tcp"] = TcpPolicy.CLOSE
         offer = offer.model_copy(update=changes)

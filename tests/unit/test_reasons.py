@@ -65,7 +65,7 @@ def confined(there: Engine, *options: str) -> Iterable[Reason]:
 
 
 def clock(seconds: float) -> Iterable[Reason]:
-    return admission._clock(moves.offer(sent_at=utc_now() - timedelta(seconds=seconds)), 5.0)
+    return admission.at_arrival(moves.offer(sent_at=utc_now() - timedelta(seconds=seconds)), 5.0)
 
 
 def hardware(**wanted: Any) -> Iterable[Reason]:

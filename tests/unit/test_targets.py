@@ -267,7 +267,7 @@ async def test_what_was_promised_to_one_stands_against_the_next_until_it_has_end
 ) -> None:
     promised: list[list[str]] = []
 
-    async def examine(_: object, offer: Offer, others: list[Reserved], room: int) -> tuple[Answer, Reserved]:
+    async def examine(_: object, offer: Offer, others: list[Reserved], *more: object) -> tuple[Answer, Reserved]:
         promised.append(sorted(other.container for other in others))
         return Answer(missing_layers=(), image_wanted=False, engine=ENGINE), Reserved(offer.container, 1 << 20, 1 << 20)
 
