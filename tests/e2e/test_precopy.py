@@ -58,7 +58,8 @@ async def sweeper(moves: Cluster, name: str, *, mib: int, hot_mib: float, pause:
     host = moves[A]
     host.ensure_image("py")
     program = SWEEPER.format(mib=mib, hot=int(hot_mib * 256), pause=pause)
-    host.docker("run", "-d", "--name", name, "py", "python3", "-c", program)
+    # it writes with whatever of the processor is left, or an emulated machine has nothing for the agents
+    host.docker("run", "-d", "--name", name, "--cpu-shares", "64", "py", "python3", "-c", program)
     try:
         await sweeps_on(host, name)
         yield

@@ -19,10 +19,11 @@ from agent.base import pki
 from agent.base.config import Deadlines, PeerLink
 from agent.base.errors import AgentError, Refused, TransferFailed
 from agent.base.shell import Shell
-from agent.doors.peer_client import PeerClient
+from agent.doors import peer_client
+from agent.doors.peer_client import PROBE_CHUNK, PeerClient
 from agent.doors.peer_server import PeerServer, Stream
 from protocol.errors import ErrorCode
-from protocol.peer import Decision, DecisionKind
+from protocol.peer import Decision, DecisionKind, Probed
 
 ROOT = Path(__file__).parents[2]
 MIGRATION = "m-0123456789abcdef"
@@ -45,6 +46,11 @@ class Handler:
         async for chunk in stream:
             self.got += chunk
             self.came.set()
+
+    async def probe(self, peer: str, stream: Stream) -> Probed:
+        async for chunk in stream:
+            self.got += chunk
+        return Probed(rate=1)
 
 
 class Authority:
@@ -269,6 +275,16 @@ async def test_files_that_do_not_fit_each_other_change_nothing(
     caller.key.write_bytes(b"no key")
     with pytest.raises(TransferFailed, match="not usable"):
         PeerClient(caller, Deadlines(), "target", lambda: "")
+
+
+async def test_a_link_is_not_judged_by_its_beginning_alone_however_slow_it_is(
+    authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(peer_client, "PROBE_SECONDS", 0.0)
+    link, caller = authority.host("target", port=free_port(), allow=("source",)), authority.host("source")
+    async with listening(link) as handler, client(caller, link.port) as peer:
+        await peer.probe(MIGRATION)
+    assert len(handler.got) == 2 * PROBE_CHUNK
 
 
 # --- certificates that end
