@@ -194,8 +194,10 @@ def _pipe(key_file: Path | None) -> Iterator[Path]:
             hint="a file or `-` needs root, on the host itself; without --to the checkpoint stays in the host's folder",
         ) from None
     loop = asyncio.get_running_loop()
-    # a key may lie in it: whoever ends this program politely has it cleaned up, as by Ctrl-C
-    loop.add_signal_handler(signal.SIGTERM, os.kill, os.getpid(), signal.SIGINT)
+    story = asyncio.current_task()
+    assert story is not None
+    # a key may lie in it: whoever ends this program politely has it cleaned up (not as by Ctrl-C: `&` has that ignored)
+    loop.add_signal_handler(signal.SIGTERM, story.cancel)
     try:
         for name in (DATA, ACK):
             os.mkfifo(folder / name, 0o600)

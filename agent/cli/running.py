@@ -90,13 +90,15 @@ def control(context: typer.Context, as_json: bool, story: Callable[["Controller"
 
 
 def local(out: "Out", story: Callable[[], int]) -> NoReturn:
+    import asyncio
+
     from agent.base.errors import AgentError
 
     try:
         code = story()
     except AgentError as error:
         code = out.error(error.info())
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, asyncio.CancelledError):
         code = out.interrupted()
     except BrokenPipeError:  # `| head` has seen enough
         sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 - or the interpreter complains when it flushes

@@ -2,12 +2,15 @@
 
 import asyncio
 import os
+import signal
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing
+from pathlib import Path
 
 import pytest
 
 from agent.base.tasks import readable, writable
+from agent.cli import checkpoint
 from agent.cli.checkpoint import _chunks
 
 
@@ -61,3 +64,28 @@ async def test_waiting_ends_when_there_is_room_and_when_there_is_something(pipe:
         while full:
             full -= len(os.read(ours, 65536))
         await room
+
+
+async def test_who_is_ended_politely_leaves_no_pipe_also_in_the_background(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A shell's `&` has Ctrl-C ignored: that must not be how it ends."""
+    monkeypatch.setattr(checkpoint, "PIPES", tmp_path)
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    there = asyncio.Event()
+
+    async def story() -> None:
+        with checkpoint._pipe(None):
+            there.set()
+            await asyncio.Event().wait()
+
+    try:
+        typed = asyncio.create_task(story())
+        async with asyncio.timeout(10):
+            await there.wait()
+            os.kill(os.getpid(), signal.SIGTERM)
+            with pytest.raises(asyncio.CancelledError):
+                await typed
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert list(tmp_path.iterdir()) == []
