@@ -202,10 +202,11 @@ def _lay_out(body: _Body, reason: str) -> None:
     shutil.rmtree(body.part, ignore_errors=True)
     with contextlib.suppress(FileNotFoundError):
         asleep.use_up(str(body.waking))  # what was woken is what is put to sleep now
-    for folder in (body.part, body.part / handover.IMAGES, body.part / handover.WORK):
-        folder.mkdir(parents=True, mode=0o700)
+    body.part.mkdir(parents=True, mode=0o700)
     ROOT.chmod(0o700)
-    (body.part / "reason").write_text(reason)
+    (body.part / "reason").write_text(reason)  # first: without it the next agent does not know what this one was at
+    for folder in (handover.IMAGES, handover.WORK):
+        (body.part / folder).mkdir(mode=0o700)
     addresses = identity.addresses_of(body.pid)
     put_scripts(body.part, body.waking, body.options, addresses)
     (body.part / handover.CRIU_CONF).rename(body.part / asleep.CRIU_CONF_KEPT)
