@@ -15,6 +15,7 @@ from agent.doors.handover import HandOver, RestoreResult
 from agent.migration.run import Run
 from agent.network import quiet, sockets
 from agent.network.namespace import open_namespace
+from protocol.status import Phase
 
 LOOK_SECONDS = 0.1
 WORD_SECONDS = 1.0
@@ -88,6 +89,19 @@ async def why_not(start: "asyncio.Task[None]", seconds: float) -> str:
     await asyncio.wait({start}, timeout=seconds)
     failure = start.exception() if start.done() and not start.cancelled() else None
     return str(failure) if failure else ""
+
+
+def is_there(run: Run) -> bool:
+    """Whether the copy that was proved is there still; of one that may not run yet, whether CRIU holds it still.
+
+    Where CRIU was killed, a runc that hears of it gives its container up, some time later: it forgets it, and has
+    systemd end what runs in its scope. Such a copy is not to be relied on while there is another.
+    """
+    pid = int(run.record["pid"])
+    if proc.start_time(pid) != run.record["pid_start"] or proc.is_ending(pid):
+        return False
+    task = proc.task(pid)
+    return run.phase is not Phase.PREPARED or (task is not None and task.tracer != 0)
 
 
 def gone(run: Run) -> Stranded:

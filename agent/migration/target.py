@@ -238,9 +238,7 @@ class Target:
         phase = self.run.phase
         if phase not in (Phase.PREPARED, Phase.RUNNING, Phase.STRANDED):
             raise Refused(ErrorCode.TOO_LATE, f"{self.run.id} is {phase} here: there is nothing to let run")
-        pid = int(self.run.record["pid"])
-        there = proc.start_time(pid) == self.run.record["pid_start"] and not proc.is_ending(pid)
-        there = there and await self.following.state() is not Arrival.LOST
+        there = held.is_there(self.run) and await self.following.state() is not Arrival.LOST
         if phase is Phase.RUNNING and not there:
             await self.run.enter(Phase.STRANDED, may_have_run=True)
         if phase is Phase.STRANDED or not there:

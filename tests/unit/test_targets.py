@@ -1,6 +1,7 @@
 """The target's side when things fail at the worst moment: it never runs unasked, nor gives up what was decided."""
 
 import asyncio
+import ctypes
 import os
 import subprocess
 from collections.abc import AsyncIterator, Iterator
@@ -37,6 +38,7 @@ from tests.unit.moves import (
 STAGED, PREPARED, RUNNING, DONE = Phase.STAGED, Phase.PREPARED, Phase.RUNNING, Phase.DONE
 STRANDED, DISCARDED = Phase.STRANDED, Phase.DISCARDED
 COMMIT, ABORT = DecisionKind.COMMIT, DecisionKind.ABORT
+PTRACE_SEIZE = 0x4206
 
 
 class World:
@@ -83,11 +85,18 @@ class World:
 
 
 @pytest.fixture
-def copy() -> Iterator[int]:
-    """A restored copy's first process, as far as /proc knows."""
+def unheld() -> Iterator[int]:
+    """A restored copy's first process, as far as /proc knows; nobody traces it."""
     with subprocess.Popen(["sleep", "600"]) as process:
         yield process.pid
         process.kill()
+
+
+@pytest.fixture
+def copy(unheld: int) -> int:
+    """The same, in the hand of who restores it."""
+    assert ctypes.CDLL(None, use_errno=True).ptrace(PTRACE_SEIZE, unheld, None, None) == 0
+    return unheld
 
 
 @pytest.fixture
@@ -187,6 +196,24 @@ async def test_nor_for_one_that_was_killed_and_is_waited_for_by_nobody(world: Wo
     assert await world.phase() is PREPARED
     world.asking.said = ABORT
     await world.ended(DISCARDED)
+
+
+async def test_nor_for_one_whose_criu_was_killed(world: World, unheld: int) -> None:
+    """runc gives up what it has restored as soon as it hears of that, and the source would have ended its own."""
+    await world.found(PREPARED, unheld)
+    with pytest.raises(Stranded, match="gone before it ran"):
+        await world.targets.go(SOURCE, ID)
+    assert await world.phase() is PREPARED
+    assert world.copy.calls == []
+    world.asking.said = ABORT
+    await world.ended(DISCARDED)
+
+
+async def test_one_that_was_being_let_run_needs_no_criu(world: World, unheld: int) -> None:
+    """An agent was killed at that: CRIU has ended by now, as it should."""
+    await world.found(RUNNING, unheld)
+    await world.ended(DONE)
+    assert world.copy.calls == ["let-run"]
 
 
 async def test_a_copy_that_is_gone_after_running_was_entered_is_stranded_until_it_hears_abort(
