@@ -307,12 +307,16 @@ class HandOver:
             raise StepFailed(f"the runtime has not written {name}: {error}") from error
         return found
 
-    async def clear(self) -> None:
-        """Make sure that nothing of it is left. A CRIU that has just let its tasks go has a little to do yet."""
+    async def until_over(self) -> None:
+        """Wait for the end of runc and CRIU. Those that have just let the tasks go have a little to do yet."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(CRIU_END_SECONDS):
                 while await asyncio.to_thread(proc.criu_in, self.path):
                     await asyncio.sleep(0.02)
+
+    async def clear(self) -> None:
+        """Make sure that nothing of it is left."""
+        await self.until_over()
         if self._fd >= 0:
             asyncio.get_running_loop().remove_reader(self._fd)
             os.close(self._fd)

@@ -32,6 +32,7 @@ from agent.migration import (
     held,
     restarting,
     rounds,
+    runcs_state,
     thrown_away,
 )
 from agent.migration.following import Following
@@ -202,6 +203,7 @@ class Target:
     async def _proved(self, manifest: Manifest, result: RestoreResult) -> None:
         """It was a restore, and what is restored can't run by an accident of CRIU's either."""
         arrival.prove(manifest, self._hand_over_again().images, result)
+        runcs_state.keep(self._hand_over_again().path)
         group = freezer.cgroup_of(result.pid)
         await freezer.freeze(group, self._host.settings.deadlines.freeze)
         await self.following.guard(group)
@@ -273,6 +275,8 @@ class Target:
     async def settle(self) -> None:
         """Clear the hand-over, and give the container its restart policy. Safe to repeat."""
         docker, policy = self._host.docker, self.offer.restart_policy
+        await self._hand_over_again().until_over()
+        runcs_state.give_back(self._hand_over_again().path, self.run.record)
         await self._clear_hand_over()  # first: while it is there, a start by whomever can only become a restore
         await freezer.thaw_empty(self.container_id)  # nobody can delete what died while its memory was waited for
         await restarting.set_back(docker, self.container_id, policy)

@@ -8,6 +8,7 @@ same where the target's host goes in the instant in which the decided copy is le
 import time
 from dataclasses import dataclass, field
 
+from lab import endings
 from lab.chaos import inspect_host, kernel, loads
 from lab.chaos.accidents import Struck
 from lab.chaos.inspect_host import Listed
@@ -108,7 +109,8 @@ def judge_content(
     verdict.went_on = after.token == known.token or not known.token
     known.token = after.token if verdict.went_on else known.token
     if not verdict.went_on and not excused(struck, host.name, verdict):
-        verdict.violations.append(f"another process runs than before: {after.token}, not {known.token}")
+        why = endings.of(host, container.id)
+        verdict.violations.append(f"another process runs than before: {after.token}, not {known.token}; {why}")
     _judge_log(after, known, struck, verdict)
     if running.load is Load.RECORDS:
         _judge_records(host, container, running, known, verdict)

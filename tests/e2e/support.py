@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from lab import endings
 from lab.cluster import Cluster
 from lab.host import Host
 from lab.shell import PATIENCE
@@ -42,11 +43,14 @@ async def counts_on(host: Host, name: str, more: int = 20, *, taken_back: int = 
         return counted(host, name, taken_back=taken_back)
 
     base = len(look().logged)
-    await until(lambda: len(look().logged) >= base + more, f"{name} counts on at {host.name}")
-    now = look()
-    assert now.missing == 0, now
-    assert now.duplicated == 0, now
-    assert now.in_order, now
+    try:
+        await until(lambda: len(look().logged) >= base + more, f"{name} counts on at {host.name}")
+        now = look()
+        assert now.missing == 0, now
+        assert now.duplicated == 0, now
+        assert now.in_order, now
+    except AssertionError as error:
+        raise AssertionError(f"{error}\n{await asyncio.to_thread(endings.of, host, name)}") from None
     return now
 
 

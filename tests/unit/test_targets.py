@@ -93,10 +93,12 @@ def unheld() -> Iterator[int]:
 
 
 @pytest.fixture
-def copy(unheld: int) -> int:
+def copy() -> Iterator[int]:
     """The same, in the hand of who restores it."""
-    assert ctypes.CDLL(None, use_errno=True).ptrace(PTRACE_SEIZE, unheld, None, None) == 0
-    return unheld
+    with subprocess.Popen(["sleep", "600"]) as process:
+        assert ctypes.CDLL(None, use_errno=True).ptrace(PTRACE_SEIZE, process.pid, None, None) == 0
+        yield process.pid
+        process.kill()
 
 
 @pytest.fixture
