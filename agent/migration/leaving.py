@@ -10,7 +10,7 @@ import time
 from collections.abc import AsyncIterator
 
 from agent.base.errors import AgentError, DockerFailed
-from agent.base.tasks import within
+from agent.base.tasks import beside, within
 from agent.checkpoint import freezer, proc
 from agent.doors.peer_client import PeerClient
 from agent.migration import belongings, cleared, kept, restarting
@@ -18,6 +18,7 @@ from agent.migration.host import Host
 from agent.migration.run import Run
 from agent.migration.subject import Subject
 from agent.prework.layers import filtered, read_image_index
+from agent.strategy import dead
 from agent.strategy.dump import DUMPS
 from protocol.commands import SourcePolicy
 from protocol.peer import Answer
@@ -133,5 +134,6 @@ async def wait_for_left_behind_dump(run: Run) -> None:
     """After a crash: a CRIU that still dumps must end before the tasks may be thawed, or its parasite ruins them."""
     if left := proc.criu_in(DUMPS / run.id):
         log.warning("%s: waiting for the dump that goes on without its agent: processes %s", run.id, left)
-    while proc.criu_in(DUMPS / run.id):
-        await asyncio.sleep(LOOK_SECONDS)
+    async with beside(dead.see_to(DUMPS / run.id)):
+        while proc.criu_in(DUMPS / run.id):
+            await asyncio.sleep(LOOK_SECONDS)

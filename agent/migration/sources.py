@@ -23,6 +23,8 @@ from agent.migration.machine import ENDS, RESOLUTIONS, OnRestart, Role
 from agent.migration.moving import Move, Moves, foreseen, took_back, waits
 from agent.migration.run import Run
 from agent.migration.subject import Subject, from_record
+from agent.strategy import dead
+from agent.strategy.dump import DUMPS
 from protocol.base import new_migration_id
 from protocol.commands import Migrate
 from protocol.errors import ErrorCode, ErrorInfo
@@ -202,7 +204,8 @@ class Sources:
             await run.note_down(peer_url=peer.url())
             strategy = choosing.strategies[run.strategy]()
             following = strategy.carry(subject.memory(run, self._host, peer))
-            async with beside(self._progress(run), leaving.tell_alive(peer, run), following):
+            keep_up = self._progress(run), leaving.tell_alive(peer, run), dead.see_to(DUMPS / run.id)
+            async with beside(*keep_up, following):
                 story = rehearsal.rehearse if request.rehearse else source.migrate
                 await story(run, subject, self._host, peer, strategy)
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from agent.base.durable import publish
 from agent.base.errors import AgentError, CommandFailed, ContainerGone
-from agent.base.tasks import to_the_end
+from agent.base.tasks import beside, to_the_end
 from agent.base.undo import Undo
 from agent.checkpoint import criu, freezer, images, measure, proc
 from agent.checkpoint.criu import GHOST_LIMIT, CriuOptions
@@ -34,6 +34,7 @@ from agent.network import identity, lock, quiet
 from agent.network.namespace import is_ours
 from agent.runtime import asleep, handover
 from agent.shutdown.wishes import Wishes
+from agent.strategy import dead
 from agent.vault.take import oci_spec
 from protocol.commands import TcpPolicy
 from protocol.errors import ErrorCode, Reason
@@ -224,7 +225,8 @@ async def _dump(host: Host, body: _Body) -> None:
     work = body.part / handover.WORK
     command = criu.dump_command(body.part / "root", body.part / handover.IMAGES, work, body.container.id)
     try:
-        await host.shell.run(*command, label="dump", timeout=host.settings.deadlines.dump, killable=False)
+        async with beside(dead.see_to(body.part)):
+            await host.shell.run(*command, label="dump", timeout=host.settings.deadlines.dump, killable=False)
     except CommandFailed as error:
         name = f"{body.container.name}-hibernate-dump.log"
         raise dump_failed(work / "dump.log", name, host.name, error) from error

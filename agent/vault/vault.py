@@ -15,7 +15,7 @@ from agent.archive.pipeline import Compression
 from agent.archive.reader import ArchiveReader
 from agent.base import tracing
 from agent.base.errors import AgentError, Cancelled, Refused, Stranded
-from agent.base.tasks import until_it_works
+from agent.base.tasks import beside, until_it_works
 from agent.doors.docker_model import Container
 from agent.migration import preflight
 from agent.migration.host import Host
@@ -25,6 +25,8 @@ from agent.migration.run import Run
 from agent.migration.sources import Peers, Sources
 from agent.migration.subject import Subject
 from agent.migration.targets import Targets
+from agent.strategy import dead
+from agent.strategy.dump import DUMPS
 from agent.vault import bring, clone, registry, take
 from agent.vault.here import Here
 from agent.vault.places import FromPipe, FromStore, InPipe, InStore, Place, Source
@@ -188,7 +190,8 @@ class Vault:
                 await place.note(info)
                 return info
 
-            info = await take.take(run, subject, self._host, place, wanted, keep)
+            async with beside(dead.see_to(DUMPS / run.id)):
+                info = await take.take(run, subject, self._host, place, wanted, keep)
         except BaseException as failure:
             await self._taken_back(run, failure)
             raise
