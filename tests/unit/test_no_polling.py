@@ -30,6 +30,7 @@ WAITS = {
     "agent/shutdown/hibernate.py": "the end of processes from outside that it has killed",
     "agent/shutdown/host_down.py": "tells systemd that it goes on",
     "agent/shutdown/sleepers.py": "the end of CRIU, and of a program that is stopped in its place",
+    "agent/strategy/dead.py": "the end of a container that CRIU keeps the kernel from telling",
     "agent/strategy/dump.py": "the end of CRIU",
     "agent/strategy/predump.py": "until CRIU has made the images of pages: it says nothing itself when it lets go",
     "agent/strategy/postcopy.py": "between two attempts at connecting",
