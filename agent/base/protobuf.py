@@ -1,4 +1,6 @@
-"""The little of protobuf that CRIU's statistics and Docker's local log need: varints, and fields by length."""
+"""The little of protobuf that CRIU's images and Docker's local log need: varints, and fields by length."""
+
+from collections.abc import Iterator
 
 MOST_VARINT_BYTES = 10
 FIXED = {1: 8, 5: 4}
@@ -61,6 +63,48 @@ def field(data: bytes, at: int) -> tuple[int, int, int]:
     if end > len(data):
         raise MalformedError(f"the field at {at} ends at {end} of {len(data)} bytes")
     return key >> 3, start, end
+
+
+def inner(message: bytes, *numbers: int) -> bytes:
+    """A message within messages, by the fields that lead to it; empty where it is not.
+
+    Raises:
+        MalformedError: it is no message.
+
+    """
+    for number in numbers:
+        content = fields(message).get(number, b"")
+        message = content if isinstance(content, bytes) else b""
+    return message
+
+
+def repeated(message: bytes, number: int) -> Iterator[bytes]:
+    """The contents of each field with this number.
+
+    Raises:
+        MalformedError: it is no message.
+
+    """
+    at = 0
+    while at < len(message):
+        found, start, at = field(message, at)
+        if found == number:
+            yield message[start:at]
+
+
+def replaced(message: bytes, number: int, content: bytes) -> bytes:
+    """The message with another content of one field.
+
+    Raises:
+        MalformedError: it is no message.
+
+    """
+    result, at = bytearray(), 0
+    while at < len(message):
+        found, _, end = field(message, at)
+        result += packed(number, content) if found == number else message[at:end]
+        at = end
+    return bytes(result)
 
 
 def packed(number: int, value: int | bytes) -> bytes:

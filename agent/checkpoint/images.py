@@ -5,7 +5,8 @@ import struct
 from pathlib import Path
 
 from agent.base.errors import CorruptPart
-from agent.base.protobuf import field, fields, packed
+from agent.base.protobuf import fields, packed, replaced
+from agent.checkpoint import cores
 
 FILES = "files.img"
 MAGIC = struct.Struct("<II")
@@ -27,7 +28,8 @@ def mend(folder: Path) -> int:
 
     """
     try:
-        return _mend_timers(folder / FILES) + sum(_mend_window(path) for path in folder.glob("tcp-stream-*.img"))
+        windows = sum(_mend_window(path) for path in folder.glob("tcp-stream-*.img"))
+        return _mend_timers(folder / FILES) + windows + cores.mend(folder)
     except (ValueError, KeyError, struct.error, FileNotFoundError) as error:
         raise CorruptPart(f"CRIU's images are not understood: {error}") from None
 
@@ -77,7 +79,7 @@ def _mend_timers(path: Path) -> int:
             raise ValueError(f"{path.name} ends within an entry")
         at += SIZE.size + size
         if (timer := _stopped(entry)) is not None:
-            entry = _replaced(entry, TIMERFD, timer)
+            entry = replaced(entry, TIMERFD, timer)
             mended += 1
         result += SIZE.pack(len(entry)) + entry
     if mended:
@@ -95,13 +97,3 @@ def _stopped(entry: bytes) -> bytes | None:
     if not found.get(TICKS) or found.get(LEFT_S) or found.get(LEFT_NS) or not (every_s or every_ns):
         return None
     return timer + packed(LEFT_S, every_s) + packed(LEFT_NS, every_ns)  # of two values the later one counts
-
-
-def _replaced(message: bytes, number: int, content: bytes) -> bytes:
-    """The message with another content of one field."""
-    result, at = bytearray(), 0
-    while at < len(message):
-        found, _, end = field(message, at)
-        result += packed(number, content) if found == number else message[at:end]
-        at = end
-    return bytes(result)
