@@ -12,10 +12,11 @@ EINTR = 4
 SIZE = 2
 """Bytes of the instruction `syscall`."""
 POLL, NANOSLEEP, FUTEX, RESTART, CLOCK_NANOSLEEP = 7, 35, 202, 219, 230
-INTERRUPTED = frozenset({POLL, NANOSLEEP, FUTEX, RESTART, CLOCK_NANOSLEEP})
+ARGUMENTS = ("di", "si", "dx", "r10", "r8", "r9")
 FUTEX_WAIT, FUTEX_WAIT_BITSET = 0, 9
 FUTEX_FLAGS = 128 | 256
 MATCH_ANY = 0xFFFFFFFF
+ABSOLUTE = 1
 CLOCKS = 16
 MOST_POLLED = 1 << 20
 SPACE_FROM, SPACE_TO = 1 << 32, 1 << 47
@@ -38,13 +39,22 @@ def again(found: Registers) -> dict[str, int] | None:
     call = _number(found)
     if call == NANOSLEEP:
         changed = {"di": found["si"]} if found["si"] else {}
-    elif call == CLOCK_NANOSLEEP:
+    elif call == CLOCK_NANOSLEEP and not found["si"] & ABSOLUTE:  # Linux makes that again by itself, and so does CRIU
         changed = {"dx": found["r10"]} if found["r10"] else {}
     elif call == POLL or (call == FUTEX and found["si"] & ~FUTEX_FLAGS == FUTEX_WAIT_BITSET):
         changed = {}  # and the time-out of the latter is a time of the clock
     else:
         return None
     return {**changed, "orig_ax": call}
+
+
+def waiting(syscall: str) -> bool:
+    """Whether a thread waits in one of these, or has been interrupted in it; by its /proc/PID/syscall."""
+    words = syscall.split()
+    if len(words) < len(ARGUMENTS) + 1 or not words[0].isdigit():  # it runs, or is in no call
+        return False
+    values = zip(ARGUMENTS, (int(word, 16) for word in words[1:]), strict=False)
+    return again({**dict(values), "ax": (1 << 64) - EINTR, "orig_ax": int(words[0])}) is not None
 
 
 def _number(found: Registers) -> int | None:

@@ -151,6 +151,11 @@ def _wait_for_event(group: Cgroup, seconds: float) -> None:
 
 async def thaw(group: Cgroup) -> None:
     """Make sure that the cgroup is not frozen; one that is gone is not."""
+    thaw_now(group)
+
+
+def thaw_now(group: Cgroup) -> None:
+    """The same, for threads of their own."""
     with contextlib.suppress(FileNotFoundError, OSError):
         if group.version == 1:
             (group.path / "freezer.state").write_text("THAWED")

@@ -11,7 +11,7 @@ import time
 from agent.base.errors import AgentError, DumpFailed, Lost
 from agent.base.tasks import both, to_the_end, within
 from agent.base.undo import Undo
-from agent.checkpoint import freezer, proc
+from agent.checkpoint import proc, resume
 from agent.doors.peer_client import PeerClient
 from agent.migration import leaving
 from agent.migration.files import FilePasses
@@ -121,7 +121,7 @@ async def release(host: Host, subject: Subject) -> None:
         try:
             await lock.unlock(host.shell, subject.pid)
         finally:  # a mute container is bad, a frozen one is worse
-            await freezer.thaw(subject.cgroup)
+            await resume.thaw(subject.cgroup)
         with contextlib.suppress(OSError):  # the target may have announced itself, and switches send its frames there
             await asyncio.to_thread(identity.announce, subject.pid)
 

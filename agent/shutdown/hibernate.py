@@ -20,7 +20,7 @@ from agent.base.durable import publish
 from agent.base.errors import AgentError, CommandFailed, ContainerGone
 from agent.base.tasks import beside, to_the_end
 from agent.base.undo import Undo
-from agent.checkpoint import criu, freezer, images, measure, proc
+from agent.checkpoint import criu, freezer, images, measure, proc, resume
 from agent.checkpoint.criu import GHOST_LIMIT, CriuOptions
 from agent.checkpoint.diagnosis import dump_failed
 from agent.checkpoint.freezer import Cgroup
@@ -288,7 +288,7 @@ async def release(host: Host, pid: int, group: Cgroup) -> None:
         try:
             await lock.unlock(host.shell, pid)
         finally:  # a mute container is bad, a frozen one is worse
-            await freezer.thaw(group)
+            await resume.thaw(group)
 
 
 async def remove(folder: Path) -> None:

@@ -135,3 +135,19 @@ def test_a_signal_that_waits_finds_the_call_interrupted(
         of_7=core(asleep, own=queue(*own), blocked=blocked),
     )
     assert cores.mend(tmp_path) == mended
+
+
+@pytest.mark.parametrize(
+    ("said", "so"),
+    [
+        ("35 0x7ffc12345678 0x7ffc12345678 0x0 0x0 0x0 0x0 0x7ffc12345600 0x7f0000001000\n", True),
+        ("7 0x7ffc12345678 0x1 0xffffffff 0x0 0x0 0x0 0x7ffc12345600 0x7f0000001000\n", True),
+        ("230 0x1 0x1 0x7ffc12345678 0x0 0x0 0x0 0x7ffc12345600 0x7f0000001000\n", False),  # until a time of the clock
+        ("232 0x5 0x7ffc12345678 0x8 0xffffffff 0x0 0x8 0x7ffc12345600 0x7f0000001000\n", False),
+        ("-1 0x7ffc12345600 0x7f0000001000\n", False),
+        ("running\n", False),
+        ("", False),
+    ],
+)
+def test_who_waits_in_one_is_told_by_the_kernel(said: str, so: bool) -> None:
+    assert calls.waiting(said) is so
