@@ -77,7 +77,8 @@ class Deadlines(_Section):
     offer: float = 30.0
     """For a peer's answer to what it is offered."""
     stage: float = 120.0
-    """For the target to create the container and to start it, up to where its runtime waits."""
+    """For the target to create the container and to start it, up to where its runtime waits; for what else has to be
+    ready before the freeze."""
     execs: float = 60.0
     """For commands of `docker exec` to end, where a move is to wait for them."""
     freeze: float = 10.0

@@ -17,7 +17,6 @@ from agent.base.shell import Shell
 from agent.base.tasks import to_the_end
 from agent.runtime import pages
 
-START_SECONDS = 10.0
 STOP_SECONDS = 25.0
 """For CRIU to let its tasks go, after it was hung up on."""
 CHUNK = 256 << 10
@@ -53,8 +52,8 @@ class PageChannel:
     def exists(self) -> bool:
         return (self.folder / "control").exists()
 
-    async def start(self, *command: str) -> None:
-        """Start the end, with what it will run when it is told to; nothing runs yet.
+    async def start(self, *command: str, seconds: float) -> None:
+        """Start the end, within `seconds`, with what it will run when it is told to; nothing runs yet.
 
         Raises:
             StepFailed, CommandFailed, StepTimeout: it does not come up.
@@ -62,7 +61,7 @@ class PageChannel:
         """
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         argv = (sys.executable, "-I", "-S", pages.__file__, str(self.folder), "--", *command)
-        await self._shell.run(*argv, label="page channel", timeout=START_SECONDS)
+        await self._shell.run(*argv, label="page channel", timeout=seconds)
         if not await self.connect():
             raise StepFailed("the page channel does not come up")
 

@@ -57,6 +57,12 @@ async def shown(journal: Journal) -> dict[str, float]:
     return {name: statistics.median(values) for name, values in found.items() if values}
 
 
+async def usual_rate(journal: Journal) -> float | None:
+    """Bytes a second at which a container's memory moves away from here, by the links of the last moves, if any."""
+    rates = await journal.link_rates(LAST_MOVES)
+    return 1000 / memory_ms(Cold.name, 1, statistics.median(rates)) if rates else None
+
+
 def predictions(memory: int, rate: float, fixed: Mapping[str, float], *, postcopy: bool) -> dict[str, float]:
     """The blackout by each strategy that can be had; of pre-copy, which is taken by name only, rounds show it."""
     names = [Cold.name, *([PostCopy.name] if postcopy else [])]

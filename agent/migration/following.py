@@ -47,7 +47,8 @@ class Following:
     async def expect(self) -> None:
         """Have this end of the page channel, and CRIU's daemon where it needs the images, before the freeze."""
         if self._lazy:
-            await self._channel.start(*lazy_pages_command(self._hand_over.lazy, self._hand_over.work))
+            command = lazy_pages_command(self._hand_over.lazy, self._hand_over.work)
+            await self._channel.start(*command, seconds=self._host.settings.deadlines.stage)
             self._hand_over.hold_back_from_lazy()
             self._channel.begin()
 

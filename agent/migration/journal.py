@@ -166,12 +166,19 @@ class Journal:
 
     async def fixed_ms(self, strategy: str, count: int) -> list[float]:
         """Of the last moves of a strategy that left this host, what of their blackouts was not due to their memory."""
+        return await self._shown("fixed_ms", count, strategy)
+
+    async def link_rates(self, count: int) -> list[float]:
+        """Of the last moves that left this host, how fast their links were: bytes a second, of what they carried."""
+        return await self._shown("link_rate", count)
+
+    async def _shown(self, figure: str, count: int, strategy: str | None = None) -> list[float]:
         rows = await self._call(
             lambda: list(
                 self._open_db.execute(
-                    "SELECT json_extract(record, '$.fixed_ms') AS ms FROM migrations WHERE role=? AND ms IS NOT NULL "
-                    "AND json_extract(record, '$.strategy')=? ORDER BY started DESC LIMIT ?",
-                    (Role.SOURCE, strategy, count),
+                    "SELECT json_extract(record, ?) AS figure FROM migrations WHERE role=? AND figure IS NOT NULL "
+                    "AND (? IS NULL OR json_extract(record, '$.strategy')=?) ORDER BY started DESC LIMIT ?",
+                    (f"$.{figure}", Role.SOURCE, strategy, strategy, count),
                 )
             )
         )

@@ -188,7 +188,10 @@ class Run:
         """For the journal, and what is predicted next time: the blackout without what the memory had added to it."""
         if "blackout_ms" not in self.figures or "by_memory" not in self.figures:
             return {}
-        return {"fixed_ms": round(max(0.0, self.figures["blackout_ms"] - self.figures["by_memory"]), 1)}
+        shown = {"fixed_ms": round(max(0.0, self.figures["blackout_ms"] - self.figures["by_memory"]), 1)}
+        if "link_rate" in self.figures:
+            shown["link_rate"] = round(self.figures["link_rate"])
+        return shown
 
     @property
     def paced(self) -> bool:

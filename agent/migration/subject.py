@@ -77,6 +77,7 @@ class Subject:
             resident_bytes=self.memory_bytes,
             options=self.options,
             dump_seconds=host.settings.deadlines.dump,
+            ready_seconds=host.settings.deadlines.stage,
             shell=host.shell,
             peer=peer,
             progress=run,

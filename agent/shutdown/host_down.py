@@ -13,6 +13,7 @@ import logging
 import os
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from typing import Any, Final, Protocol
 
 from agent.base import durable
@@ -23,7 +24,7 @@ from agent.doors import systemd
 from agent.doors.docker import unavailable
 from agent.doors.docker_events import DockerEvent
 from agent.doors.docker_model import Container
-from agent.migration import kept
+from agent.migration import choosing, kept
 from agent.migration.host import Host
 from agent.migration.kept import Kept
 from agent.runtime import asleep
@@ -41,9 +42,10 @@ log = logging.getLogger("agent.shutdown")
 FILE: Final = "going-down.json"
 DISK, LINK = 100e6, 50e6
 """Bytes a second, where nothing is known yet."""
+NOTICE: Final = "a notice says that the host goes down"
 HEALTHY_SECONDS = 60.0
 TICK_SECONDS = 2.0
-EXTEND_USEC = 60_000_000
+MORE_TIME: Final = f"EXTEND_TIMEOUT_USEC={60_000_000}"
 RESTARTS = ("always", "unless-stopped", "on-failure")
 
 
@@ -87,6 +89,8 @@ class HostDown:
         self._boot = ""
         self._done: dict[str, dict[str, Any]] = {}
         """What was done with whom and is to be undone, and in which boot: the content of the file."""
+        self._notice: float | None = None
+        """Until when a notice gives time, by this boot's clock; in the file, too, until all is done that can be."""
         self._booted = False
         self._ends = 0.0
 
@@ -102,6 +106,7 @@ class HostDown:
             self._ends = ends
             self._task = asyncio.create_task(self._drain(why, staying), name="the host goes down")
         self._ends = min(self._ends, ends)
+        systemd.notify(MORE_TIME)  # it may be stopping this agent from now on
         return self._task
 
     def heard(self, command: Ping | ShutdownNotice) -> None:
@@ -109,7 +114,8 @@ class HostDown:
         if isinstance(command, ShutdownNotice) and command.called_off:
             self.called_off()
         elif isinstance(command, ShutdownNotice):
-            self.begin(command.seconds, "a notice says that the host goes down")
+            self._notice = time.monotonic() + command.seconds
+            self.begin(command.seconds, NOTICE)
 
     @property
     def left(self) -> float:
@@ -121,9 +127,13 @@ class HostDown:
         if not self._booted:
             self._booted, self._done = True, self._read()[1]
         self._boot = hibernate.boot_id()
+        if self._notice is not None:  # an agent after this one is to know of it
+            with contextlib.suppress(OSError):
+                await asyncio.to_thread(self._write)
         if self._evacuate is not None:
             self._evacuate.begins()
         await self._sleepers.learned()
+        self._rates = replace(self._rates, link=await choosing.usual_rate(self._host.journal) or LINK)
         went, began = await self._going(), time.monotonic()
         steps = host_plan.plan(went, self.left, self._rates, can_evacuate=self._evacuate is not None)
         log.warning("%s: %d containers in %.0f s: %s", why, len(steps), self.left, "; ".join(map(str, steps)))
@@ -141,6 +151,9 @@ class HostDown:
                 result[one.name] = await self._whatever_comes(one, self._stop if late else self._put_to_sleep)
         moved = {step.one.name: "evacuated" for step in steps if step.one.name not in result}
         told = "; ".join(f"{name}: {what}" for name, what in {**moved, **result}.items())
+        self._notice = None
+        with contextlib.suppress(OSError):
+            await self._forget()
         log.warning("ready to go down after %.1f s: %s", time.monotonic() - began, told)
         await self._say("host-shutdown-ready", why=why, took=f"{time.monotonic() - began:.1f}", result=told)
 
@@ -207,7 +220,7 @@ class HostDown:
                 await asyncio.to_thread(self._write)
             return f"not hibernated, {stopped}"
         if one.bytes > 16 << 20:  # of less the setup is all
-            self._rates = Rates(one.bytes / max(0.1, time.monotonic() - began), LINK)
+            self._rates = replace(self._rates, disk=one.bytes / max(0.1, time.monotonic() - began))
         return "hibernated"
 
     async def _stop(self, one: Going) -> str:
@@ -241,7 +254,7 @@ class HostDown:
             now = _bytes_asleep()
             moving = self._moves is not None and not self._moves.done() and self.left > 0
             if moving or now + len(self._done) != before:
-                systemd.notify(f"EXTEND_TIMEOUT_USEC={EXTEND_USEC}")
+                systemd.notify(MORE_TIME)
             before = now + len(self._done)
             await asyncio.sleep(TICK_SECONDS)
 
@@ -256,6 +269,7 @@ class HostDown:
 
     def called_off(self) -> "asyncio.Task[None]":
         """It stays up after all: what was brought to safety goes on."""
+        self._notice = None
         self._staying = asyncio.create_task(self._go_on(), name="the host stays up")
         return self._staying
 
@@ -268,7 +282,7 @@ class HostDown:
             except AgentError as error:
                 log.warning("the host stays cordoned: %s", error.message)
         if not self._done:
-            self._boot, self._done = self._read()
+            self._boot, self._done, _ = self._read()
         await until_it_works("starting what was brought to safety", self._wake, 1.0)
 
     async def boot(self) -> None:
@@ -276,14 +290,25 @@ class HostDown:
         if self._booted:
             return
         self._booted = True
-        self._boot, self._done = self._read()
-        if self._boot and self._boot != hibernate.boot_id():
+        self._boot, self._done, notice = self._read()
+        if notice is not None and self._boot == hibernate.boot_id():
+            await self._take_up(notice)
+        elif self._boot and self._boot != hibernate.boot_id():
             work = until_it_works("starting what was hibernated", self._wake, 1.0)
             waking = self._staying = asyncio.create_task(work, name="start what was hibernated")
             try:
                 await asyncio.wait({waking})
             finally:
                 waking.cancel()
+
+    async def _take_up(self, notice: float) -> None:
+        """An agent before this one was told, and ended before it was ready."""
+        if (left := notice - time.monotonic()) > 0:
+            self._notice = notice
+            self.begin(left, f"{NOTICE}, as an agent before this one has heard")
+            return
+        log.warning("the time that a notice gave is over, and the host is still up")
+        await self._forget()
 
     async def _wake(self) -> None:
         """Start them again; each is forgotten when that was done, so that whoever stops this here loses none."""
@@ -347,15 +372,15 @@ class HostDown:
                         pass
 
     def _write(self) -> None:
-        content = {"boot": self._boot, "containers": self._done}
+        content = {"boot": self._boot, "containers": self._done, "notice": self._notice}
         durable.write(self._host.settings.state_dir / FILE, json.dumps(content))
 
-    def _read(self) -> tuple[str, dict[str, dict[str, Any]]]:
+    def _read(self) -> tuple[str, dict[str, dict[str, Any]], float | None]:
         try:
             found = json.loads((self._host.settings.state_dir / FILE).read_text())
-            return found["boot"], found["containers"]
+            return found["boot"], found["containers"], found.get("notice")
         except (OSError, ValueError, KeyError):
-            return "", {}
+            return "", {}, None
 
     async def _say(self, kind: str, container: str = "", **detail: str) -> None:
         event = Event(host=self._host.name, at=utc_now(), kind=kind, container=container, detail=detail)

@@ -44,6 +44,8 @@ class Memory:
     options: CriuOptions
     dump_seconds: float
     """The deadline of the dump."""
+    ready_seconds: float
+    """That of what is made ready for it, while the container runs."""
     shell: Shell
     peer: PeerClient
     progress: Progress

@@ -89,7 +89,9 @@ class Dump:
         self._command = asyncio.create_task(running.wait(), name="wait for the dump")
         await self.at_gate(self._ended(), host)
 
-    async def at_gate(self, ended: Coroutine[Any, Any, CommandFailed | None], host: str) -> None:
+    async def at_gate(
+        self, ended: Coroutine[Any, Any, CommandFailed | None], host: str, seconds: float = START_SECONDS
+    ) -> None:
         """Wait until CRIU is at the gate, whoever has started it; `ended` returns when that has ended.
 
         Raises:
@@ -97,7 +99,7 @@ class Dump:
 
         """
         try:
-            async with asyncio.timeout(START_SECONDS):
+            async with asyncio.timeout(seconds):
                 failed = await first_of(self.gate.heard(WAITING), ended)
         except TimeoutError:
             failed = CommandFailed("runc and CRIU have not come so far that they could dump")

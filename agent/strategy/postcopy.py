@@ -24,7 +24,6 @@ from protocol.peer import ImageFile, SentPart
 log = logging.getLogger("agent.pages")
 
 LINK_AGAIN_SECONDS = 0.2
-LINK_SECONDS = 20.0
 
 
 class PostCopy(Cold):
@@ -52,12 +51,12 @@ class PostCopy(Cold):
 
     async def _open_channel(self, memory: Memory, dump: Dump, parent: str = "") -> None:
         channel = self._end(memory.shell, memory.migration)
-        await channel.start(*dump.lazy_command(memory.container_id, parent))
+        await channel.start(*dump.lazy_command(memory.container_id, parent), seconds=memory.ready_seconds)
         channel.begin()
-        await dump.at_gate(self._failed(channel), "the source")
+        await dump.at_gate(self._failed(channel), "the source", memory.ready_seconds)
         await self._send_ahead(memory, dump)
         self._started.set()
-        async with within(LINK_SECONDS, "linking the page channel"):
+        async with within(memory.ready_seconds, "linking the page channel"):
             await self._linked.wait()
 
     async def carry(self, memory: Memory) -> None:

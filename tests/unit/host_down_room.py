@@ -100,6 +100,8 @@ class Room:
         self.evacuate: Any = None
         self.open: list[Entry] = []
         """Migrations."""
+        self.rates: list[float] = []
+        """Of the links of moves that have ended, bytes a second."""
 
     def add(self, name: str, wish: str = "hibernate", size: int = MB, *, harmless: bool = True, **labels: str) -> str:
         recorded = container("docker28", NAMES[0])
@@ -127,6 +129,9 @@ class Room:
 
         down._going = going  # type: ignore[method-assign]
         return down
+
+    async def link_rates(self, count: int) -> list[float]:
+        return self.rates
 
     async def unfinished(self) -> list[Entry]:
         return self.open

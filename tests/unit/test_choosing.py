@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 
 from agent.base.errors import Refused
-from agent.migration.choosing import choose, memory_ms, shown
+from agent.migration.choosing import choose, memory_ms, shown, usual_rate
 from agent.migration.journal import Journal
 from agent.migration.machine import Role
 from agent.migration.run import Run
+from agent.strategy.convergence import CRIU_RATE
 from protocol.commands import Migrate
 from protocol.errors import ErrorCode
 from protocol.peer import Probed
@@ -37,12 +38,13 @@ async def test_what_is_predicted_is_what_the_hosts_last_moves_have_shown(tmp_pat
         for number, blackout in enumerate([9000, 240, 260, 250, 300, 280, 900, 270]):
             entry = Run.entry(f"m-{number}", Role.SOURCE, "web", "beta", {"strategy": "postcopy"})
             run = Run(journal, replace(entry, started=f"2026-01-01T00:00:0{number}", phase=Phase.COMMITTED))
-            run.figures |= {"blackout_ms": blackout, "by_memory": 10}
+            run.figures |= {"blackout_ms": blackout, "by_memory": 10, "link_rate": (number + 1) * 10e6}
             await run.enter(Phase.RUNNING, **run.shown())
-        fixed = await shown(journal)
+        fixed, rate = await shown(journal), await usual_rate(journal)
     finally:
         await journal.close()
     assert fixed == {"postcopy": 260}
+    assert rate == pytest.approx(1 / (1 / 50e6 + 1 / CRIU_RATE)), "the link's, and what CRIU takes, too"
     choice = choose(request(strategy="postcopy"), MIB, GIGABIT, fixed)
     assert choice.predicted_ms == 260
     assert "260 ms predicted" in choice.reason

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from agent.doors import systemd
 from agent.migration import kept
 from agent.runtime import asleep
 from agent.shutdown import host_down
+from protocol.commands import ShutdownNotice
 from tests.unit.host_down_room import MB, Room, rebooted, room
 
 __all__ = ["rebooted", "room"]  # fixtures
@@ -162,6 +164,78 @@ async def test_an_agent_that_is_stopped_in_the_middle_of_a_notice_begins_nothing
     assert len(room.written()) == 1
 
 
+async def test_a_notice_is_taken_up_by_the_next_agent_with_what_is_left_of_its_time(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, size in (("one", 1), ("two", 2)):
+        room.add(name, size=size * MB)
+    begun = asyncio.Event()
+    begin = room.sleepers.begin
+
+    def hangs(container_id: str, reason: str) -> "asyncio.Task[bool]":
+        begun.set()
+        return asyncio.create_task(asyncio.Event().wait())
+
+    monkeypatch.setattr(room.sleepers, "begin", hangs)
+    agent = room.agent()
+    agent.heard(ShutdownNotice(id="c-1", seconds=60))
+    await begun.wait()
+    await agent.close()
+    monkeypatch.setattr(room.sleepers, "begin", begin)
+    again = room.agent()
+    await again.boot()
+    assert 50 < again.left <= 60
+    await again.begin(60, "the same")
+    assert sorted(room.result().split("; ")) == ["one: hibernated", "two: hibernated"]
+    third = room.agent()
+    await third.boot()
+    assert [one.kind for one in room.sleepers.said].count("host-shutdown-planned") == 2, "it was done"
+
+
+async def test_a_notice_whose_time_is_over_or_that_was_called_off_is_taken_up_by_nobody(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room.add("one")
+    begun = asyncio.Event()
+
+    def hangs(container_id: str, reason: str) -> "asyncio.Task[bool]":
+        begun.set()
+        return asyncio.create_task(asyncio.Event().wait())
+
+    monkeypatch.setattr(room.sleepers, "begin", hangs)
+    agent = room.agent()
+    agent.heard(ShutdownNotice(id="c-1", seconds=60))
+    await begun.wait()
+    await agent.close()
+    later = time.monotonic() + 61
+    with monkeypatch.context() as then:
+        then.setattr(host_down.time, "monotonic", lambda: later)
+        await room.agent().boot()
+    for _ in range(2):
+        await room.agent().boot()
+    assert [one.kind for one in room.sleepers.said] == ["host-shutdown-planned"]
+    assert room.written() == {"one": "hibernate"}, "what was done is kept, to be undone"
+
+
+async def test_what_its_moves_have_shown_of_the_link_is_planned_with(room: Room) -> None:
+    room.add("goes", "evacuate", 100 * MB)
+
+    class Evacuates:
+        def begins(self) -> None: ...
+
+        async def __call__(self, containers: frozenset[str], seconds: float) -> Mapping[str, str]:
+            return {}
+
+    room.evacuate = Evacuates()
+    room.rates = [1e6, 2e6, 80e6]
+    await room.agent().begin(60, "a test")
+    assert room.result() == "goes: evacuated"
+    room.rates = [1e6, 1.5e6, 80e6]
+    room.sleepers.said.clear()
+    await room.agent().begin(60, "a test")
+    assert room.result() == "goes: hibernated", "70 s would be too long"
+
+
 def test_images_that_get_their_name_while_they_are_measured_stop_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -196,4 +270,4 @@ async def test_systemd_is_asked_for_time_as_long_as_it_gets_on(room: Room, monke
     monkeypatch.setattr("agent.shutdown.host_down.asyncio.sleep", tick)
     with contextlib.suppress(asyncio.CancelledError):
         await agent._ask_for_time()
-    assert asked == [f"EXTEND_TIMEOUT_USEC={host_down.EXTEND_USEC}"] * 4, "not once more when nothing moves"
+    assert asked == [host_down.MORE_TIME] * 4, "not once more when nothing moves"

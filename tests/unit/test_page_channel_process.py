@@ -65,7 +65,7 @@ async def linked(one: PageChannel, other: PageChannel) -> AsyncIterator[None]:
 @asynccontextmanager
 async def channel(folder: Path, program: str, *words: str) -> AsyncIterator[PageChannel]:
     made = PageChannel(Shell(), folder)
-    await made.start(sys.executable, "-c", program, *words)
+    await made.start(sys.executable, "-c", program, *words, seconds=SECONDS)
     try:
         async with asyncio.timeout(SECONDS):
             yield made
@@ -121,7 +121,7 @@ async def test_the_guard_is_written_by_the_end_itself_when_its_command_fails(tmp
 
 async def test_a_command_that_is_not_there_has_ended_and_says_so(tmp_path: Path) -> None:
     made = PageChannel(Shell(), tmp_path)
-    await made.start("/no/such/program")
+    await made.start("/no/such/program", seconds=SECONDS)
     made.begin()
     assert not await made.until_ready()
     assert made.code == 127

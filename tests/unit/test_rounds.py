@@ -116,6 +116,7 @@ class World:
             resident_bytes=MEMORY,
             options=CriuOptions(TcpPolicy.KEEP),
             dump_seconds=10,
+            ready_seconds=10,
             shell=cast("Any", self.runc),
             peer=cast("Any", self.peer),
             progress=self.progress,
