@@ -85,7 +85,6 @@ class HostDown:
         self._task: asyncio.Task[None] | None = None
         self._staying: asyncio.Task[None] | None = None
         self._rates = Rates(DISK, LINK)
-        self._moves: asyncio.Task[list[Going]] | None = None
         self._boot = ""
         self._done: dict[str, dict[str, Any]] = {}
         """What was done with whom and is to be undone, and in which boot: the content of the file."""
@@ -140,13 +139,13 @@ class HostDown:
         await self._say("host-shutdown-planned", why=why, seconds=f"{self.left:.0f}", plan="; ".join(map(str, steps)))
         result: dict[str, str] = {}
         async with beside(self._ask_for_time()):
-            self._moves = asyncio.create_task(self._move(tuple(step for step in steps if step.what == EVACUATE)))
+            moves = asyncio.create_task(self._move(tuple(step for step in steps if step.what == EVACUATE)))
             stay = [step for step in steps if step.what != EVACUATE]
             # one that is being moved, or of which a checkpoint is being taken, keeps no other one waiting
             for step in sorted(stay, key=lambda step: self._sleepers.is_busy(step.one.id)):
                 work = self._put_to_sleep if step.what == HIBERNATE else self._stop
                 result[step.one.name] = await self._whatever_comes(step.one, work)
-            for one in await self._moves:
+            for one in await moves:
                 late = self.left < self._seconds_to_sleep(one)
                 result[one.name] = await self._whatever_comes(one, self._stop if late else self._put_to_sleep)
         moved = {step.one.name: "evacuated" for step in steps if step.one.name not in result}
@@ -248,12 +247,11 @@ class HostDown:
         await self._host.docker.set_restart_policy(container.id, {"Name": "no"})
 
     async def _ask_for_time(self) -> None:
-        """As long as something goes on systemd is not to lose its patience."""
+        """In the time that was planned for, and as long as something goes on after it, systemd is to have patience."""
         before = -1
         while True:
             now = _bytes_asleep()
-            moving = self._moves is not None and not self._moves.done() and self.left > 0
-            if moving or now + len(self._done) != before:
+            if self.left > 0 or now + len(self._done) != before:
                 systemd.notify(MORE_TIME)
             before = now + len(self._done)
             await asyncio.sleep(TICK_SECONDS)

@@ -136,10 +136,12 @@ def test_where_logind_hardly_waits_and_the_time_is_too_short_for_all(two: tuple[
     write(one, "/etc/systemd/logind.conf.d/90-short.conf", "[Login]\nInhibitDelayMaxSec=1\n")
     one.run(["systemctl", "kill", "--signal=HUP", "systemd-logind.service"])
     until(lambda: most_delay(one) == "t 1000000", "logind has read it", of=one)
-    short = f"TimeoutStopSec={STOP_SECONDS}\nEnvironment=TRANSSHIP_SHUTDOWN__SECONDS=60\n"
-    write(one, f"/run/systemd/system/{UNIT}.d/soon.conf", f"[Service]\n{short}")
+    drop_in = f"/run/systemd/system/{UNIT}.d"
+    write(one, f"{drop_in}/seconds.conf", "[Service]\nEnvironment=TRANSSHIP_SHUTDOWN__SECONDS=60\n")
     one.run(["systemctl", "daemon-reload"])
     one.run(["systemctl", "restart", UNIT], timeout=300)
+    write(one, f"{drop_in}/soon.conf", f"[Service]\nTimeoutStopSec={STOP_SECONDS}\n")
+    one.run(["systemctl", "daemon-reload"])
     # of 61 s, to move 3 GB takes 64 at 50 MB/s, to write them 31 at 100; as many more are not written in time
     one.docker("run", "-d", "--name", "asleep", *LEAVES, "--label", "transship.priority=1", "py", *PYTHON, LARGE)
     one.docker("run", "-d", "--name", "ended", *HIBERNATES, "--restart", "always", "py", *PYTHON, LARGE)
