@@ -208,7 +208,8 @@ def test_an_agent_that_is_restarted_upgraded_or_hangs_touches_no_container(two: 
     one.run(["systemctl", "daemon-reload"])
 
 
-@pytest.mark.parametrize("times", [2, pytest.param(20, marks=LONG)])
+@LONG
+@pytest.mark.parametrize("times", [2, 20])
 def test_what_hibernates_is_stopped_and_started_again_and_again(two: tuple[Installed, Installed], times: int) -> None:
     """Nothing of its count is missing, nothing comes twice, and no stop takes as long as its timeout."""
     one, _ = two
