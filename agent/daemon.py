@@ -33,7 +33,7 @@ from agent.doors.peer_client import PeerClient
 from agent.doors.peer_server import PeerServer
 from agent.inventory import Inventory
 from agent.logs import set_up_logging
-from agent.migration import homes, kept
+from agent.migration import cleared, homes, kept
 from agent.migration.host import Host
 from agent.migration.journal import Journal
 from agent.migration.kept import Keeper
@@ -230,6 +230,7 @@ class Agent:
             self.kept.started(event.container_id)
         if event.action == "destroy":
             self.evacuations.gone(event.container_id)
+            self._note(asyncio.create_task(cleared.see_to(self.host.shell, event.container_id), name="clear"))
         if event.action in CHANGES:
             self.schedule.changed()
 

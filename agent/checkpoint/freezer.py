@@ -163,11 +163,16 @@ def thaw_now(group: Cgroup) -> None:
             (group.path / "cgroup.freeze").write_text("0")
 
 
+async def thaw_if_empty(group: Cgroup) -> None:
+    """Make sure that it is not frozen with nothing in it: runc takes it for paused, and does not delete it."""
+    if freezing(group)[0].exists() and not group.tasks():
+        await thaw(group)
+
+
 async def thaw_empty(container_id: str) -> None:
-    """Make sure that no cgroup of a container is frozen with nothing in it: runc takes it for paused, and keeps it."""
+    """The same of all cgroups of a container."""
     for group in await asyncio.to_thread(of_container, container_id):
-        if freezing(group)[0].exists() and not group.tasks():
-            await thaw(group)
+        await thaw_if_empty(group)
 
 
 async def kill_frozen(group: Cgroup, seconds: float = 10.0) -> None:

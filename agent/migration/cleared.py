@@ -6,6 +6,7 @@ killed at its work, or could not delete its folder for a mount in it; the shim a
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 
@@ -15,6 +16,8 @@ from agent.checkpoint import freezer, proc
 from agent.checkpoint.proc import Shim
 from agent.doors.docker import Docker
 from agent.doors.handover import HandOver
+
+log = logging.getLogger("agent.cleared")
 
 SHIM_SECONDS = 3.0
 """For a shim to end by itself; it does within milliseconds of dockerd's answer."""
@@ -34,6 +37,20 @@ async def clear(shell: Shell, container_id: str) -> None:
     shims = await asyncio.to_thread(proc.shims_of, container_id)
     await asyncio.gather(*(_end(shell, shim, container_id) for shim in shims))
     await asyncio.to_thread(freezer.remove_of, container_id)
+
+
+async def see_to(shell: Shell, container_id: str) -> None:
+    """Clear one that somebody else had dockerd remove, if the engine has left anything of it; never with tasks in it.
+
+    It may have ended in the moment in which it was frozen here: runc takes that for paused, and deletes nothing.
+    """
+    groups = await asyncio.to_thread(freezer.of_container, container_id)
+    if groups and not any(group.tasks() for group in groups):
+        log.info("%s was removed, but its cgroups were not: they are cleared", container_id[:12])
+        try:
+            await clear(shell, container_id)
+        except AgentError as error:
+            log.warning("%s could not be cleared: %s", container_id[:12], error)
 
 
 async def _end(shell: Shell, shim: Shim, container_id: str) -> None:

@@ -11,7 +11,7 @@ import time
 from agent.base.errors import AgentError, DumpFailed, Lost
 from agent.base.tasks import both, to_the_end, within
 from agent.base.undo import Undo
-from agent.checkpoint import proc, resume
+from agent.checkpoint import freezer, proc, resume
 from agent.doors.peer_client import PeerClient
 from agent.migration import leaving
 from agent.migration.files import FilePasses
@@ -116,8 +116,10 @@ async def let_go(run: Run, host: Host, subject: Subject, strategy: Strategy) -> 
 
 
 async def release(host: Host, subject: Subject) -> None:
-    """Make sure that the container is neither locked nor frozen; one that is gone is neither."""
-    if subject.cgroup.tasks():
+    """Make sure that the container is neither locked nor frozen; of one that is gone, that runc can delete it."""
+    if not subject.cgroup.tasks():
+        await freezer.thaw_if_empty(subject.cgroup)
+    else:
         try:
             await lock.unlock(host.shell, subject.pid)
         finally:  # a mute container is bad, a frozen one is worse

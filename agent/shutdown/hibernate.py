@@ -283,8 +283,10 @@ async def _end(host: Host, body: _Body, undo: Undo) -> None:
 
 
 async def release(host: Host, pid: int, group: Cgroup) -> None:
-    """Let it run on, as it was; one that is gone needs nothing."""
-    if pid in group.tasks():
+    """Let it run on, as it was; of one that is gone, see that runc can delete it."""
+    if pid not in group.tasks():
+        await freezer.thaw_if_empty(group)
+    else:
         try:
             await lock.unlock(host.shell, pid)
         finally:  # a mute container is bad, a frozen one is worse

@@ -54,6 +54,19 @@ async def counts_on(host: Host, name: str, more: int = 20, *, taken_back: int = 
     return now
 
 
+ORPHANS = r"""
+ids=$(docker ps --all --quiet --no-trunc)
+find /sys/fs/cgroup -type d | grep -oE '[0-9a-f]{64}' | sort -u | while read -r id; do
+    case "$ids" in *$id*) continue ;; esac
+    echo "cgroup of $id"
+    find /sys/fs/cgroup -path "*$id*" -name cgroup.procs -exec cat {} + | sort -u | xargs -r ps -o pid,state,args
+    docker events --since 1h --until 0s --filter "container=$id" \
+        --format '{{.TimeNano}} {{.Action}} {{.Actor.Attributes.name}}' | tail -n 8
+done
+"""
+"""Cgroups of containers that dockerd does not know any more: what is in them, and the last that dockerd has told."""
+
+
 def leftovers(host: Host) -> list[str]:
     """Whatever a migration may have left: folders, mounts, frozen tasks, locked networks, waiting runtimes."""
     # but for programs of --init, from which containers run that have come here (agent/prework/init.py)
@@ -68,8 +81,7 @@ def leftovers(host: Host) -> list[str]:
         "nsenter --net=/proc/$pid/ns/net nft list tables | grep transship; "
         "grep -H '^State:.T' /proc/$pid/status; done; "
         "ps -eo args | grep -E '[r]untime/(restore|pages).py|^[^ ]*criu:? '; "
-        "ids=$(docker ps --all --quiet --no-trunc); find /sys/fs/cgroup -type d | grep -oE '[0-9a-f]{64}' | sort -u | "
-        'while read -r id; do case "$ids" in *$id*) ;; *) echo "cgroup of $id" ;; esac; done'
+        f"{ORPHANS}"
     )
     found += host.run(["sh", "-c", script], check=False).stdout.splitlines()
     return found

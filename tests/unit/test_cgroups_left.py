@@ -63,3 +63,8 @@ async def test_only_what_nothing_is_in_is_thawed(root: Path) -> None:
         await freezer.thaw_empty(each)
     assert (root / f"freezer/docker/{ID}/freezer.state").read_text() == "THAWED"
     assert (root / f"freezer/docker/{OTHER}/freezer.state").read_text() == "FROZEN"
+
+
+async def test_a_cgroup_that_is_gone_is_not_made_anew(root: Path) -> None:
+    await freezer.thaw_if_empty(freezer.Cgroup(root / "freezer/docker" / ID, 1))
+    assert not (root / "freezer").exists()
