@@ -307,10 +307,10 @@ class HandOver:
             raise StepFailed(f"the runtime has not written {name}: {error}") from error
         return found
 
-    async def until_over(self) -> None:
+    async def until_over(self, seconds: float = CRIU_END_SECONDS) -> None:
         """Wait for the end of runc and CRIU. Those that have just let the tasks go have a little to do yet."""
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(CRIU_END_SECONDS):
+            async with asyncio.timeout(seconds):
                 while await asyncio.to_thread(proc.criu_in, self.path):
                     await asyncio.sleep(0.02)
 

@@ -12,10 +12,19 @@ from typing import Any
 
 from agent.base.errors import DumpFailed
 from agent.checkpoint import criu, proc
+from agent.doors.handover import HandOver
 
 log = logging.getLogger("agent.target")
 
 WHERE, STATE = "runc-where", "runc-state.json"
+RUNC_SECONDS = 30.0
+"""A runc whose restore has failed tries for ten seconds to remove cgroups with tasks in them, before it forgets."""
+
+
+async def see_to(hand_over: HandOver, record: Mapping[str, Any]) -> None:
+    """Make sure, when all of the restore has ended, that runc knows of a copy that runs."""
+    await hand_over.until_over(RUNC_SECONDS)
+    give_back(hand_over.path, record)
 
 
 def keep(folder: Path, roots: str = criu.RUNC_ROOTS) -> None:

@@ -275,8 +275,7 @@ class Target:
     async def settle(self) -> None:
         """Clear the hand-over, and give the container its restart policy. Safe to repeat."""
         docker, policy = self._host.docker, self.offer.restart_policy
-        await self._hand_over_again().until_over()
-        runcs_state.give_back(self._hand_over_again().path, self.run.record)
+        await runcs_state.see_to(self._hand_over_again(), self.run.record)
         await self._clear_hand_over()  # first: while it is there, a start by whomever can only become a restore
         await freezer.thaw_empty(self.container_id)  # nobody can delete what died while its memory was waited for
         await restarting.set_back(docker, self.container_id, policy)

@@ -1,4 +1,4 @@
-"""One target, by chance that is led by what the code does with it (atheris): `python -m tests.fuzz NAME --seconds N`.
+"""One target, by chance that is led by what the code does with it (atheris): `python -m tests.fuzz NAME --cases N`.
 
 Ends at the first finding, whose bytes it keeps. `--replay FILE` feeds them again.
 """
@@ -9,11 +9,14 @@ import sys
 import time
 from pathlib import Path
 
+LONGEST_SECONDS = 1200
+
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("target")
-    parser.add_argument("--seconds", type=int, default=10)
+    parser.add_argument("--seconds", type=int, default=LONGEST_SECONDS)
+    parser.add_argument("--cases", type=int)
     parser.add_argument("--work", type=Path, default=Path("/tmp/transship-fuzz"))
     parser.add_argument("--replay", type=Path)
     said = parser.parse_args()
@@ -43,7 +46,7 @@ def main() -> int:
 
     def counting(data: bytes) -> None:
         one(data)
-        if counted["cases"] % 500 == 0:
+        if counted["cases"] % 500 == 0 or counted["cases"] == said.cases:
             tell()
 
     for number, seed in enumerate(seeds.seeds()[said.target]):
@@ -51,6 +54,8 @@ def main() -> int:
             print(f"{said.target}: seed {number} is refused", file=sys.stderr)
     libfuzzer = [f"-max_total_time={said.seconds}", "-timeout=20", "-rss_limit_mb=2048", "-max_len=20000"]
     libfuzzer += [f"-artifact_prefix={said.work}/{said.target}-", "-verbosity=0", "-print_final_stats=0"]
+    if said.cases:
+        libfuzzer.append(f"-runs={said.cases}")
     atheris.Setup([sys.argv[0], *libfuzzer, str(corpus)], counting)
     atheris.Fuzz()
     return 0
