@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import ctypes
 import logging
 import os
 import signal
@@ -17,6 +16,7 @@ from agent.announcer import Announcer
 from agent.base import config
 from agent.base.config import Settings
 from agent.base.errors import AgentError
+from agent.base.heap import Heap, one_arena
 from agent.base.pace import Pace
 from agent.base.shell import Shell
 from agent.certificates import Certificates
@@ -52,7 +52,6 @@ from agent.vault.vault import Vault
 from protocol.peer import DecisionKind
 from protocol.status import HostStatus, Phase
 
-M_ARENA_MAX = -8  # mallopt(3)
 log = logging.getLogger("agent")
 
 READ_RETAINED_SECONDS = 2.0
@@ -133,7 +132,8 @@ class Agent:
             home_of=lambda container_id: homes.of(settings.state_dir, container_id),
             outlook_of=self.outlooks.outlook,
         )
-        self.targets.on_end = self.outlooks.wake
+        self.heap = Heap(self._moving)
+        self.targets.on_end = self._moved
         self._server = PeerServer(settings.peer, self.targets, self.natives)
         self.certificates = Certificates(
             settings, self.announcer, self._server.reload, self.broker.until_connected, self.host.shell
@@ -183,6 +183,10 @@ class Agent:
         """Whether a move is under way that goes on by itself."""
         runs = [*self.sources.open(), *(target.run for target in self.targets.open())]
         return any(run.doubt is None and run.phase is not Phase.STRANDED for run in runs)
+
+    def _moved(self) -> None:
+        self.outlooks.wake()
+        self.heap.wake()
 
     def _outlook_changed(self, container_id: str) -> None:
         self._note(asyncio.create_task(self.inventory.has_outlook(container_id), name="tell an outlook"))
@@ -260,7 +264,7 @@ class Agent:
         self.announcer.on_heard(self.homecoming.heard)
         self.announcer.on_end(self.evacuations.ended)
         self.announcer.on_move(lambda run: self.inventory.refresh(run.record["container_id"]))
-        self.announcer.on_move(lambda run: self.outlooks.wake())
+        self.announcer.on_move(lambda run: self._moved())
         await self._recover()
         await self.sleepers.open()
         self.inventory.on_event(self._docker_event)
@@ -354,7 +358,7 @@ def main(settings_file: Path = config.DEFAULT_FILE, verbose: int = 0) -> int:
         del os.environ[name]
     os.umask(0o077)  # also where the service's does not say so
     set_up_logging(verbose, as_json=settings.log_json)
-    ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)  # one for each thread would keep what it once had
+    one_arena()
     try:
         uvloop.run(_main(settings))
     except (OSError, AgentError) as error:

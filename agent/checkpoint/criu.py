@@ -78,6 +78,11 @@ def dump_command(shadow_root: Path, images: Path, work: Path, container_id: str,
     )
 
 
+def with_path(path: str, command: tuple[str, ...]) -> tuple[str, ...]:
+    """The same, with the programs that CRIU calls found elsewhere first."""
+    return ("env", f"PATH={path}", *command)
+
+
 def pre_dump_command(shadow_root: Path, images: Path, work: Path, container_id: str, parent: str) -> tuple[str, ...]:
     """A dump of the memory alone, of tasks that run: CRIU holds them for a moment, and writes when they run again."""
     command = dump_command(shadow_root, images, work, container_id, parent)
@@ -171,8 +176,8 @@ def runc_state(container_id: str, roots: str = RUNC_ROOTS) -> Path:
     )
 
 
-def make_shadow_root(container_id: str, config: Path, root: Path, roots: str = RUNC_ROOTS) -> None:
-    """Copy runc's state of the container to `root`, with CRIU's options named in it.
+def make_shadow_root(container_id: str, config: Path, root: Path, roots: str = RUNC_ROOTS) -> int:
+    """Copy runc's state of the container to `root`, with CRIU's options named in it; the container's first process.
 
     Raises:
         DumpFailed: runc does not know the container.
@@ -184,3 +189,4 @@ def make_shadow_root(container_id: str, config: Path, root: Path, roots: str = R
     folder = root / container_id
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     (folder / "state.json").write_text(json.dumps(state))
+    return int(state.get("init_process_pid", 0))

@@ -17,7 +17,7 @@ from typing import Any
 from agent.base.errors import StepFailed
 from agent.base.shell import Shell
 from agent.base.tasks import readable
-from agent.checkpoint import proc
+from agent.checkpoint import contents, images, proc
 from agent.checkpoint.criu import CriuOptions
 from agent.doors import tmpfs
 from agent.network import identity, lock
@@ -66,7 +66,7 @@ CRIU = """\
 # What runc finds as `criu`. It asks for the version before anything else, and waits here until it may look into the
 # images. CRIU itself waits for the first of them. An end of file is the end of the runtime.
 [ -e {folder}/{passed} ] || read -r armed <{folder}/{armed} || exit 1
-PATH=${{PATH#*:}}
+PATH={tools}:${{PATH#*:}}
 # its end is seen by the runtime: runc waits on for what a killed CRIU had restored by then
 echo $$ 1<>{folder}/{criu}
 exec criu "$@"
@@ -177,7 +177,9 @@ class HandOver:
         with contextlib.suppress(FileExistsError):
             os.mkfifo(self.images / handover.INVENTORY, 0o600)
         (self.path / handover.BIN).mkdir(exist_ok=True, mode=0o700)
-        self._script(f"{handover.BIN}/criu", CRIU.format(folder=self.path, **WRAPPER))
+        tools = self.path / contents.SCRIPTS
+        self._script(f"{handover.BIN}/criu", CRIU.format(folder=self.path, tools=tools, **WRAPPER))
+        contents.put_script(self.path, contents.UNPACK, self.images)
         put_scripts(self.path, self.path, options, stand_in)
         # last, and whole: its existence is what makes the launcher restore
         part = self.path / (handover.PLAN + ".part")
@@ -203,6 +205,16 @@ class HandOver:
         """Have a restore that waits already leave its missing memory to a lazy-pages daemon."""
         with (self.path / handover.CRIU_CONF).open("a") as file:
             file.write("lazy-pages\n")
+
+    def finish_images(self) -> None:
+        """All are there: what is done to them here; blocks for some milliseconds.
+
+        Raises:
+            CorruptPart: an image is none.
+
+        """
+        images.mend(self.images)
+        contents.unpack(self.path, self.images)
 
     def give_images_to(self, ids: IdMap) -> None:
         give_images_to(self.images, ids)

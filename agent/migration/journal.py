@@ -1,7 +1,8 @@
 """The journal: what must survive a crash of the agent or of the host. One row a migration and role, in SQLite.
 
-WAL with synchronous=FULL is one fsync a transaction; the call returns after it. SQLite blocks, so every call runs in
-one thread of its own: in order, and the event loop goes on meanwhile.
+WAL with synchronous=FULL is one fsync a transaction; the call returns after it, but for what may be on the disk with
+the next (the WAL is written in order). SQLite blocks, so every call runs in one thread of its own: in order, and the
+event loop goes on meanwhile.
 """
 
 import asyncio
@@ -111,18 +112,19 @@ class Journal:
         assert self._db is not None, "the journal is not open"
         return self._db
 
-    async def put(self, entry: Entry) -> None:
-        """Write the row and its line of history, durably."""
+    async def put(self, entry: Entry, *, with_next: bool = False) -> None:
+        """Write the row and its line of history, durably; or `with_next`: that is so when the next is."""
         began = time.monotonic()
         try:
-            await self._call(self._put, entry)
+            await self._call(self._put, entry, with_next)
         except Exception:
             self.on_write(None)
             raise
         self.on_write(time.monotonic() - began)
 
-    def _put(self, entry: Entry) -> None:
+    def _put(self, entry: Entry, with_next: bool) -> None:
         db = self._open_db
+        db.execute(f"PRAGMA synchronous={'NORMAL' if with_next else 'FULL'}")
         db.execute("BEGIN IMMEDIATE")
         try:
             db.execute(
@@ -144,6 +146,8 @@ class Journal:
         except BaseException:
             db.execute("ROLLBACK")
             raise
+        finally:
+            db.execute("PRAGMA synchronous=FULL")
 
     async def get(self, migration: str, role: Role) -> Entry | None:
         rows = await self._call(self._select, "WHERE id=? AND role=?", (migration, role))

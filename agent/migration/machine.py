@@ -62,6 +62,12 @@ RESOLUTIONS: Mapping[tuple[Role, Phase], Mapping[DecisionKind, Phase]] = {
 }
 """What a person may say of a migration in doubt (rule 8)."""
 
+WITH_THE_NEXT = frozenset({(Role.SOURCE, Phase.FROZEN), (Role.SOURCE, Phase.PREPARED), (Role.TARGET, Phase.RESTORING)})
+"""Phases in the blackout whose record need not be on the disk before it goes on, but with the one that follows.
+
+An agent that crashes finds it all the same; after a power cut the phase before is found, and leads to the same.
+"""
+
 FIRST: Mapping[Role, Phase] = {Role.SOURCE: Phase.PLANNED, Role.TARGET: Phase.RESERVED}
 ENDS: Mapping[Role, frozenset[Phase]] = {
     Role.SOURCE: frozenset({Phase.DONE, Phase.REFUSED, Phase.ROLLED_BACK}),

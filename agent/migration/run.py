@@ -122,7 +122,7 @@ class Run:
         return _cpu_seconds() - self._cpu_began
 
     async def enter(self, phase: Phase, *, resolved: bool = False, **record: Any) -> None:
-        """Move to a phase, `resolved`: by a person's word; durable when this returns.
+        """Move to a phase, `resolved`: by a person's word; durable when this returns, or with the next.
 
         Raises:
             IllegalMove: the table has no such move; nothing has changed.
@@ -162,9 +162,11 @@ class Run:
         old = self._entry
         entered = datetime.now(UTC).isoformat() if phase is not old.phase else old.entered
         entry = Entry(old.id, old.role, phase, old.container, old.peer, old.started, entered, {**old.record, **record})
+        # only as it is entered: what is noted down, or written once more, is to be there at once
+        with_next = phase is not old.phase and (old.role, phase) in machine.WITH_THE_NEXT
 
         async def write() -> None:
-            await self._journal.put(entry)
+            await self._journal.put(entry, with_next=with_next)
             self._entry = entry
 
         await to_the_end(write())  # a cancel must not make the run believe in another phase than its journal does

@@ -17,7 +17,7 @@ from typing import Any
 
 from agent.base.errors import Cancelled, Refused, StepFailed
 from agent.base.tasks import both
-from agent.checkpoint import freezer, images, proc
+from agent.checkpoint import freezer, proc
 from agent.checkpoint.criu import CriuOptions
 from agent.checkpoint.diagnosis import restore_failed
 from agent.doors.handover import HandOver, RestoreResult, StagedInfo
@@ -183,7 +183,7 @@ class Target:
         arrival.check(manifest, self._parts, self._hand_over.images)
         rounds.chain(self._hand_over.images, manifest.rounds)
         await self.run.enter(Phase.RESTORING)
-        await asyncio.to_thread(images.mend, self._hand_over.images)
+        await asyncio.to_thread(self._hand_over.finish_images)
         if self._staged is not None:
             self._hand_over.give_images_to(self._staged.ids)
         self._hand_over.arm()

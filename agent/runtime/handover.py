@@ -25,6 +25,8 @@
     restored        runtime -> `start`         there once the tasks are held
     result.json     runtime -> agent    how the restore ended, with times
     images/         tmpfs, CRIU's images; till all are there, `inventory.img` is a fifo, runtime -> CRIU
+    tools/tar       agent -> CRIU       what it finds as `tar`: has what is small in contents/, and else is tar
+    contents/       agent -> tools/tar  what is in a tmpfs, out of gzip already
     lazy/           the same for CRIU's lazy-pages daemon, agent -> CRIU; links to the images
     work/           CRIU's logs and statistics
 """

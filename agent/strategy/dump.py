@@ -16,6 +16,7 @@ from agent.base.errors import CommandFailed, DumpFailed, StepFailed, StepTimeout
 from agent.base.shell import Done, Shell
 from agent.base.tasks import to_the_end
 from agent.checkpoint import criu, proc
+from agent.checkpoint.contents import Contents
 from agent.checkpoint.criu import CriuOptions
 from agent.checkpoint.diagnosis import dump_failed
 from agent.doors import tmpfs
@@ -40,6 +41,8 @@ class Dump:
         self._migration = migration
         self._folder = DUMPS / migration
         self.gate = DumpGate(self._folder / "gate")
+        self._contents = Contents(self._folder)
+        self._packing: asyncio.Task[None] | None = None
         self._command: asyncio.Task[Done] | None = None
 
     @property
@@ -63,7 +66,9 @@ class Dump:
         await tmpfs.mount(self._shell, self.images, room_for(resident_bytes))
         self.gate.lay_out()
         self.write_options(options, also)
-        criu.make_shadow_root(container_id, self._config, self._folder / "root")
+        pid = criu.make_shadow_root(container_id, self._config, self._folder / "root")
+        self._contents.lay_out(self.images)
+        await asyncio.to_thread(self._contents.look, pid)
 
     @property
     def _config(self) -> Path:
@@ -83,6 +88,7 @@ class Dump:
 
         """
         command = criu.dump_command(self._folder / "root", self.images, self.work, container_id, parent)
+        command = criu.with_path(self._contents.path, command)
         # CRIU killed in the middle leaves its parasite in the tasks: whatever happens, its end is waited for. Not
         # by an agent that crashes: it goes on then, and recovery finds it by its folder.
         running = await self._shell.start(*command, label="dump")
@@ -106,6 +112,11 @@ class Dump:
         if failed is not None:
             raise self.failed(failed, host)
 
+    def begin(self) -> None:
+        """The tasks are frozen: let CRIU dump them, and pack what it would have packed by programs, beside it."""
+        self.gate.open()
+        self._packing = asyncio.create_task(asyncio.to_thread(self._contents.pack), name="pack what is in a tmpfs")
+
     async def images_written(self, seconds: float, host: str) -> float:
         """Dump the tasks, which are frozen: milliseconds until the last image was there. `over` waits for the rest.
 
@@ -115,7 +126,7 @@ class Dump:
 
         """
         began = time.monotonic()
-        self.gate.open()
+        self.begin()
         try:
             async with asyncio.timeout(seconds):
                 failed = await first_of(self.gate.heard(WRITTEN), self._ended())
@@ -170,7 +181,8 @@ class Dump:
 
     def lazy_command(self, container_id: str, parent: str = "") -> tuple[str, ...]:
         """What dumps all but the memory and serves that, for a process that outlives this agent."""
-        return criu.lazy_dump_command(self._folder / "root", self.images, self.work, container_id, parent)
+        command = criu.lazy_dump_command(self._folder / "root", self.images, self.work, container_id, parent)
+        return criu.with_path(self._contents.path, command)
 
     def failed(self, error: CommandFailed, host: str) -> DumpFailed:
         """The error of a dump that did not come about; `host` is where it says that the log is."""
@@ -180,6 +192,9 @@ class Dump:
         """Make sure that nothing of it is left."""
         await self.turn_away()
         self.gate.close()
+        if self._packing is not None:
+            await asyncio.wait({self._packing})
+        self._contents.close()
         await tmpfs.unmount(self._shell, self.images)
         await asyncio.to_thread(shutil.rmtree, self._folder, ignore_errors=True)
 

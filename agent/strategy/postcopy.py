@@ -95,7 +95,7 @@ class PostCopy(Cold):
         """Dump; returns when all but the memory is there. CRIU waits for questions about that, from then on."""
         channel, began = self._end(memory.shell, memory.migration), time.monotonic()
         dump = self._dump_of(memory.shell, memory.migration)
-        dump.gate.open()
+        dump.begin()
         # like any dump, it is not cut off in the middle
         if failed := await to_the_end(first_of(dump.gate.heard(WRITTEN), self._failed(channel))):
             raise dump.failed(failed, "the source")

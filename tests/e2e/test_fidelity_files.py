@@ -50,7 +50,7 @@ def start_trees(host: Host) -> None:
     host.ensure_image("py")
     host.run(["mkdir", "-p", "/srv/copied/bound"])
     volumes = ("--volume=trees:/named", "--volume=/anonymous", "--volume=/srv/copied/bound:/bound")
-    memory = ("--tmpfs=/ram:size=8m", "--shm-size=8m")
+    memory = ("--tmpfs=/ram:size=8m", "--tmpfs=/few:size=1m", "--shm-size=8m")
     host.docker("run", "-d", "--name", NAME, *volumes, *memory, "py", "python3", "-c", WAIT_FOR_EVER)
     if host.spec.userns_remap:
         host.run(["chown", "100000:100000", "/srv/copied/bound"])
@@ -59,6 +59,8 @@ def start_trees(host: Host) -> None:
     trees(host, "make", *ALL)
     fill = "mkdir -p $d/a/b; head -c 300000 /dev/urandom > $d/a/b/f; chmod 640 $d/a/b/f"
     host.docker("exec", NAME, "sh", "-c", f"for d in /ram /dev/shm; do {fill}; done")
+    few = "cd /few; mkdir -m 1777 d; echo few >d/f; chown 12:345 d/f; chmod 4751 d/f; ln -s f d/l; mkfifo -m 620 p"
+    host.docker("exec", NAME, "sh", "-c", f"{few}; touch -d @981173106 d/f p; chmod 2750 .; touch -d @981173107 .")
 
 
 @pytest.mark.parametrize(("source", "target"), [("a26", "b28"), ("v28", "u26")], ids=["26-28", "28-26-remapped"])
@@ -96,7 +98,8 @@ async def test_every_kind_of_change_arrives(pair: Cluster, source: str, target: 
 
 def in_memory(host: Host) -> str:
     names = "find /ram /dev/shm | sort | xargs ls -ldn | awk '{print $1,$2,$3,$4,$NF}'"
-    return host.docker("exec", NAME, "sh", "-c", f"{names}; sha256sum /ram/a/b/f /dev/shm/a/b/f")
+    few = "find /few | sort | xargs stat -c '%N %A %u %g %s %Y'; cat /few/d/f"  # packed by the agent, not by tar
+    return host.docker("exec", NAME, "sh", "-c", f"{names}; sha256sum /ram/a/b/f /dev/shm/a/b/f; {few}")
 
 
 def forget(pair: Cluster) -> None:

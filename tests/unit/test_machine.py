@@ -86,6 +86,27 @@ async def test_an_illegal_move_leaves_run_and_journal_as_they_were(tmp_path: Pat
     await journal.close()
 
 
+async def test_all_is_on_the_disk_at_once_but_entering_a_phase_that_may_be_with_the_next(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal.sqlite")
+    await journal.open()
+    said: list[str] = []
+    await journal._call(lambda: journal._open_db.set_trace_callback(said.append))
+    for role, here, there in LEGAL:
+        entry = Entry(f"{role}-{here}-{there}", role, here, "web", "beta", "2025-01-01", "2025-01-01", {})
+        run, said[:] = Run(journal, entry), []
+        await run.record_beginning()
+        await run.enter(there)
+        await run.note_down(also="at once")
+        await journal.begin_command(entry.id, "")
+        ends = [at for at, word in enumerate(said) if word == "COMMIT"]
+        before = [[word for word in said[:at] if "synchronous" in word][-1] for at in ends]
+        at_once = "PRAGMA synchronous=FULL"
+        entering = "PRAGMA synchronous=NORMAL" if (role, there) in machine.WITH_THE_NEXT else at_once
+        assert before == [at_once, entering, at_once]
+        assert [word for word in said if "synchronous" in word][-1] == at_once, "also for commands"
+    await journal.close()
+
+
 # --- the shape of the tables ---
 
 
@@ -202,6 +223,17 @@ def test_a_persons_word_to_a_target_means_what_the_sources_would() -> None:
     for (role, here), words in RESOLUTIONS.items():
         if role is Role.TARGET:
             assert words == {word: machine.answer_to_asking(here, word) for word in words}
+
+
+def test_a_record_that_a_power_cut_may_take_leads_where_the_one_before_it_leads() -> None:
+    for role, phase in machine.WITH_THE_NEXT:
+        for before, after in MOVES[role].items():
+            if phase in after:
+                assert machine.on_restart(role, before) is machine.on_restart(role, phase)
+                assert not machine.may_run(phase)
+                assert machine.may_run(before) is machine.may_run(phase)
+                if role is Role.SOURCE:
+                    assert machine.decision(before) is machine.decision(phase)
 
 
 # --- the pictures ---
