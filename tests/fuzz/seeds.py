@@ -145,6 +145,7 @@ def seeds() -> dict[str, list[bytes]]:
             b"\2" + entries(packed(1, 1) + packed(2, 0)),
             b"\3" + entries(core),
         ],
+        "tmpfs": [zlib.compress(STREAM, wbits=31)],
         "protobuf": [core, _timer()],
         "command": [
             *(good(model) for model in schemas.COMMANDS),

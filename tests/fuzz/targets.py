@@ -16,7 +16,7 @@ from agent.archive import crypt, pipeline
 from agent.archive.reader import ArchiveReader
 from agent.base import protobuf
 from agent.base.errors import AgentError
-from agent.checkpoint import criu, images, native
+from agent.checkpoint import contents, criu, images, native
 from agent.checkpoint.segments import SegmentWriter
 from agent.doors.docker_model import Network
 from agent.migration import admission, arrival, confinement, fitting, ports
@@ -258,6 +258,16 @@ def criu_images(data: bytes, folder: Path) -> None:
     criu.tasks_in(folder)
 
 
+def of_a_tmpfs(data: bytes, folder: Path) -> None:
+    """What is in a tmpfs, as it is taken out of gzip for the restore."""
+    name = "tmpfs-dev-7.tar.gz.img"
+    (folder / name).write_bytes(data)
+    (folder / contents.READY).mkdir()
+    contents.unpack(folder, folder)
+    if not (folder / contents.READY / name).exists():
+        raise AgentError("it is left to GNU tar")
+
+
 def message(data: bytes, _: Path) -> None:
     protobuf.fields(data)
 
@@ -339,6 +349,7 @@ TARGETS = {
         Target("frames", frames),
         Target("pages", page_channel, BROKEN),
         Target("criu-images", criu_images, in_folder=True),
+        Target("tmpfs", of_a_tmpfs, in_folder=True),
         Target("protobuf", message, (protobuf.MalformedError,)),
         Target("command", command, (reading.Unreadable,)),
         Target("offer", offer, (ValidationError, AgentError)),
