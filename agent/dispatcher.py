@@ -6,7 +6,6 @@ The one place where an error ends: it is logged once and becomes a reply.
 import hashlib
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Protocol
 
 from pydantic import TypeAdapter
 
@@ -14,8 +13,10 @@ from agent import __version__
 from agent.base.errors import AgentError, Refused, StepFailed
 from agent.check.question import Questions
 from agent.doors.docker_model import Container
+from agent.migration import known
 from agent.migration.host import Host
 from agent.migration.journal import Seen
+from agent.migration.known import Hosts
 from agent.migration.machine import Role
 from agent.migration.moving import doubt, untouched
 from agent.migration.report import report
@@ -57,7 +58,7 @@ from protocol.commands import (
 )
 from protocol.errors import ErrorCode, ErrorInfo
 from protocol.peer import DecisionKind
-from protocol.status import HostStatus, Phase
+from protocol.status import Phase
 
 log = logging.getLogger("agent.dispatcher")
 
@@ -68,12 +69,6 @@ REPLY: TypeAdapter[Reply] = TypeAdapter(Reply)
 def digest(command: Command) -> str:
     """What tells a replay from another command; one that is sent again may have another expiry."""
     return hashlib.sha256(command.model_dump_json(exclude={"expires_at"}).encode()).hexdigest()
-
-
-class Hosts(Protocol):
-    """What is known of the other hosts, from their retained status."""
-
-    def status(self, host: str) -> HostStatus | None: ...
 
 
 class Dispatcher:
@@ -311,17 +306,7 @@ class Dispatcher:
     def _check_target(self, what: str, to: str) -> None:
         if to == self._host.name:
             raise Refused(ErrorCode.SAME_HOST, f"{what} is on {to} already")
-        if to not in self._host.settings.peer.allow:
-            raise Refused(
-                ErrorCode.PEER_NOT_ALLOWED,
-                f"{self._host.name} is not configured to give containers to {to}",
-                hint="add it to peer.allow in agent.toml on both hosts",
-            )
-        status = self._hosts.status(to)
-        if status is None:
-            raise Refused(ErrorCode.NO_SUCH_HOST, f"no host named {to} is known", hint="`transship hosts` lists them")
-        if not status.online:
-            raise Refused(ErrorCode.HOST_OFFLINE, f"{to} is offline", hint="is its agent running?")
+        known.peer(self._host, self._hosts, to)
 
     async def _said_of(self, command: Cancel | Limit | Resolve) -> None:
         """Something about a migration that is under way."""

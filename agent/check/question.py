@@ -4,13 +4,14 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final
 
 from agent.base.errors import AgentError, Refused
 from agent.base.tasks import all_of
 from agent.doors.peer_client import PeerClient
-from agent.migration import choosing, compression, preflight
+from agent.migration import choosing, compression, known, preflight
 from agent.migration.host import Host
+from agent.migration.known import Hosts
 from agent.migration.run import Run
 from agent.migration.sources import Peers
 from protocol.base import new_migration_id, utc_now
@@ -18,7 +19,6 @@ from protocol.check import ContainerCheck, PeerCheck, Verdict
 from protocol.commands import Check, Migrate, TcpPolicy
 from protocol.errors import ErrorCode, Reason
 from protocol.peer import Against, Offer
-from protocol.status import HostStatus
 
 log = logging.getLogger("agent.check")
 
@@ -27,12 +27,6 @@ AT_ONCE: Final = 4
 """Containers that are looked at."""
 BATCH: Final = 25
 """Offers in one question: an offer may be long (environment, labels), a message is not."""
-
-
-class Hosts(Protocol):
-    """What is known of the other hosts, from their retained status."""
-
-    def status(self, host: str) -> HostStatus | None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,17 +186,7 @@ class Questions:
         )
 
     def _check(self, name: str) -> None:
-        if name not in self._host.settings.peer.allow:
-            raise Refused(
-                ErrorCode.PEER_NOT_ALLOWED,
-                f"{self._host.name} is not configured to give containers to {name}",
-                hint="add it to peer.allow in agent.toml on both hosts",
-            )
-        status = self._hosts.status(name)
-        if status is None:
-            raise Refused(ErrorCode.NO_SUCH_HOST, f"no host named {name} is known", hint="`transship hosts` lists them")
-        if not status.online:
-            raise Refused(ErrorCode.HOST_OFFLINE, f"{name} is offline", hint="is its agent running?")
+        status = known.peer(self._host, self._hosts, name)
         if status.engine is None or not status.engine.docker:
             raise Refused(ErrorCode.DOCKER_UNAVAILABLE, f"the dockerd of {name} does not answer")
 
