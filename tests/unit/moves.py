@@ -243,9 +243,9 @@ class FakeJournal(Journal):
         self.faults = Faults()
         self.written: list[str] = []
 
-    async def put(self, entry: Entry) -> None:
+    async def put(self, entry: Entry, *, with_next: bool = False) -> None:
         await self.faults.call(str(entry.phase), lambda: OSError("no room on the journal's disk"))
-        await super().put(entry)
+        await super().put(entry, with_next=with_next)
         self.written.append(str(entry.phase))
         self.faults._look()
 
