@@ -28,13 +28,17 @@ def mend(folder: Path) -> int:
 
     Most threads have none, and are only looked through: some 15 microseconds each.
     """
-    mended = 0
+    mended, shared = 0, None
     for name in os.listdir(folder):  # noqa: PTH208 - one for each thread, and all wait for it
         if name.startswith("core-") and INTERRUPTED in (data := (folder / name).read_bytes()):
             entry = next(_entries(data), b"")
-            registers = inner(entry, X86, REGISTERS)
-            if registers and (told := _made_again(registers)) and not _signal_waits(folder, name, entry):
-                entry = replaced(entry, X86, replaced(inner(entry, X86), REGISTERS, told))
+            x86 = inner(entry, X86)
+            told = _made_again(inner(x86, REGISTERS))
+            if told is None:
+                continue
+            shared = shared or _shared_signals(folder)
+            if not _signal_waits(inner(entry, THREAD), shared[int(name[len("core-") : -len(".img")])]):
+                entry = replaced(entry, X86, replaced(x86, REGISTERS, told))
                 (folder / name).write_bytes(data[:HEAD] + SIZE.pack(len(entry)) + entry)
                 mended += 1
     return mended
@@ -43,6 +47,8 @@ def mend(folder: Path) -> int:
 def _made_again(registers: bytes) -> bytes | None:
     """The registers as they have to be for their call to be made again; None if it is none of these."""
     values = fields(registers)
+    if not values:
+        return None
     found = {name: int(values[number]) for name, number in NUMBERS.items()}
     changed = calls.again(found)
     if changed is None or values.get(MODE) == COMPAT:
@@ -52,24 +58,26 @@ def _made_again(registers: bytes) -> bytes | None:
     return registers + b"".join(packed(NUMBERS[name], value) for name, value in changed.items())
 
 
-def _signal_waits(folder: Path, name: str, entry: bytes) -> bool:
+def _signal_waits(thread: bytes, shared: bytes) -> bool:
     """Whether a thread has a signal to take as soon as it runs: that is to find the call interrupted, as ever."""
-    leader = folder / f"core-{_process_of(folder, int(name[len('core-') : -len('.img')]))}.img"
-    shared = inner(next(_entries(leader.read_bytes()), b""), TASK, SHARED_SIGNALS)
-    blocked = fields(inner(entry, THREAD)).get(BLOCKED, 0)
-    for queue in (inner(entry, THREAD, OWN_SIGNALS), shared):
+    found = fields(thread)
+    own, blocked = found.get(OWN_SIGNALS, b""), int(found.get(BLOCKED, 0))
+    for queue in (own if isinstance(own, bytes) else b"", shared):
         for each in repeated(queue, 1):
             (number,) = SIZE.unpack_from(inner(each, 1))  # a siginfo_t begins with it
-            if not int(blocked) >> (number - 1) & 1:
+            if not blocked >> (number - 1) & 1:
                 return True
     return False
 
 
-def _process_of(folder: Path, thread: int) -> int:
+def _shared_signals(folder: Path) -> dict[int, bytes]:
+    """What waits for the whole process of each thread."""
+    found: dict[int, bytes] = {}
     for entry in _entries((folder / "pstree.img").read_bytes()):
-        if thread in (varint(each, 0)[0] for each in repeated(entry, THREADS)):
-            return int(fields(entry)[PROCESS])
-    raise KeyError(f"a thread of no process: {thread}")
+        leader = folder / f"core-{int(fields(entry)[PROCESS])}.img"
+        signals = inner(next(_entries(leader.read_bytes()), b""), TASK, SHARED_SIGNALS)
+        found |= dict.fromkeys((varint(each, 0)[0] for each in repeated(entry, THREADS)), signals)
+    return found
 
 
 def _entries(data: bytes) -> Iterator[bytes]:

@@ -107,7 +107,7 @@ class PreCopy(PostCopy):
             bytes=sent,
             file_bytes=file_bytes,
             ms=round(seconds * 1000, 1),
-            frozen_ms=round(held_ms, 1),
+            frozen_ms=round(max(held_ms, predumps.still_ms), 1),
             left_bytes=left,
             rate=round(rate, 1),
             predicted_ms=round(figures.get("fixed_ms", FIXED_MS) + figures["by_memory"], 1),

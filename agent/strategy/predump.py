@@ -2,23 +2,28 @@
 
 CRIU holds the tasks for a moment, takes their memory into pipes, lets them go and writes the pipes out. A round has in
 it what was written since the one before; of that CRIU needs the pagemaps only, which stay when the pages are sent.
+A container in which somebody sleeps is frozen from before that until CRIU has let go: its calls are mended then, as
+after a dump (agent/checkpoint/resume.py). That takes as long as runc and CRIU need to start.
 """
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 
-from agent.base.errors import CommandFailed, StepTimeout
+from agent.base.errors import CommandFailed, FreezeFailed, StepTimeout
 from agent.base.shell import Done
 from agent.base.tasks import both, to_the_end
-from agent.checkpoint import criu, segments
+from agent.checkpoint import criu, freezer, proc, resume, segments
 from agent.checkpoint.diagnosis import dump_failed
 from agent.strategy import Memory
 from agent.strategy.dump import Dump, room_for
 from protocol.peer import SentPart
 
 LOOK_SECONDS = 0.005
+FREEZE_SECONDS = 1.0
+"""A round is no blackout: what does not freeze soon is left alone."""
 
 
 class PreDumps:
@@ -30,6 +35,8 @@ class PreDumps:
         self._room = 0
         self.parts: list[SentPart] = []
         """What was sent, one a round."""
+        self.still_ms = 0.0
+        """For how long the last round had it frozen for the sake of its calls."""
 
     @property
     def last(self) -> str:
@@ -68,16 +75,49 @@ class PreDumps:
             folder.mkdir(mode=0o700)
         parent = f"../{self.last}" if self.last else ""
         command = criu.pre_dump_command(self._root, images, work, memory.container_id, parent)
-        await to_the_end(self._start(memory, command))  # or a cancel would leave one that nobody waits for
         finished, began = asyncio.Event(), time.monotonic()
         stream = self._paced(memory, f"images:{number}", segments.follow(images, finished))
-        part, _ = await both(
-            memory.peer.send_round(memory.migration, number, stream),
-            self._written(memory, images, work, finished, let_go),
-        )
+        async with self._kept_still(memory) as thaw:
+            await to_the_end(self._start(memory, command))  # or a cancel would leave one that nobody waits for
+            part, _ = await both(
+                memory.peer.send_round(memory.migration, number, stream),
+                self._written(memory, images, work, finished, thaw, let_go),
+            )
         self.parts.append(part)
         memory.progress.part_done(part.name, part.bytes, began, frozen=False)
         return criu.held_ms(work)
+
+    @asynccontextmanager
+    async def _kept_still(self, memory: Memory) -> AsyncIterator[Callable[[], Awaitable[None]]]:
+        """Frozen, where CRIU would end somebody's sleep, until what is given is called, or a failed round is over."""
+        group, self.still_ms = freezer.cgroup_of(memory.pid), 0.0
+        if group.is_frozen() or not await asyncio.to_thread(resume.waits, group):
+            yield _nothing
+            return
+        began = time.monotonic()
+
+        async def leave() -> None:
+            if not self.still_ms:
+                await self._let_go(group)
+                self.still_ms = (time.monotonic() - began) * 1000
+
+        try:
+            try:
+                await freezer.freeze(group, FREEZE_SECONDS)
+            except FreezeFailed:  # so its sleep ends
+                await leave()
+            yield leave
+        finally:
+            await to_the_end(leave())
+
+    async def _let_go(self, group: freezer.Cgroup) -> None:
+        """Thaw it once CRIU has left its tasks: before, they would run into its parasite, or be frozen by it again."""
+        while not self._is_over() and any(task.tracer for task in proc.tasks(group.tasks())):
+            await asyncio.sleep(LOOK_SECONDS)
+        await resume.thaw(group)
+
+    def _is_over(self) -> bool:
+        return self._command is None or self._command.done()
 
     async def _start(self, memory: Memory, command: tuple[str, ...]) -> None:
         running = await memory.shell.start(*command, label="pre-dump")
@@ -85,7 +125,13 @@ class PreDumps:
         self._command = asyncio.create_task(running.wait(), name="wait for a pre-dump")
 
     async def _written(
-        self, memory: Memory, images: Path, work: Path, finished: asyncio.Event, let_go: Callable[[], None]
+        self,
+        memory: Memory,
+        images: Path,
+        work: Path,
+        finished: asyncio.Event,
+        thaw: Callable[[], Awaitable[None]],
+        let_go: Callable[[], None],
     ) -> None:
         assert self._command is not None
         try:
@@ -93,6 +139,7 @@ class PreDumps:
                 # it makes the images of pages when the tasks run again (criu/cr-dump.c: cr_pre_dump_finish)
                 while not self._command.done() and not any(images.glob("pages-*")):
                     await asyncio.sleep(LOOK_SECONDS)
+                await thaw()
                 let_go()
                 await asyncio.wait({self._command})
         except TimeoutError:
@@ -118,3 +165,7 @@ async def _ended(command: asyncio.Task[Done]) -> None:
     await asyncio.wait({command})
     if not command.cancelled():
         command.exception()  # read: it was told, or there is nobody to tell
+
+
+async def _nothing() -> None:
+    """It was not frozen."""

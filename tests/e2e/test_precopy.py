@@ -19,6 +19,7 @@ from protocol.commands import ReplyKind
 from protocol.errors import Consequence, ErrorCode
 from protocol.status import ENDED, MigrationStatus
 from tests.e2e.support import clean, until
+from tests.e2e.waiting import sleeps, start_sleep
 
 pytestmark = pytest.mark.skipif(
     not dirty.written_bytes(Path("/proc/self")), reason="this kernel does not mark written memory (mem_dirty_track)"
@@ -218,3 +219,19 @@ async def test_the_source_s_agent_dies_while_it_is_slowed_down(moves: Cluster) -
         await until(lambda: allowed(moves[A], name) == "max 100000", "it is as fast as it was", 60)
         await sweeps_on(moves[A], name)
         await clean(moves, A, B, seconds=60)
+
+
+async def test_who_sleeps_is_not_woken_by_a_round(moves: Cluster) -> None:
+    """CRIU ends a sleep also where it takes memory alone; busybox `sleep` would take that for its end."""
+    name = "sleeps"
+    try:
+        await start_sleep(moves[A], name, 100000)
+        reply = await moves.migrate(name, A, B, strategy="precopy")
+        assert reply.kind is ReplyKind.FINISHED, reply.error
+        assert reply.report is not None
+        assert reply.report.rounds
+        await sleeps(moves[B], name)
+        await clean(moves, A, B)
+    finally:
+        for each in (A, B):
+            moves[each].docker("rm", "--force", name, check=False)

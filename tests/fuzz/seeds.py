@@ -12,7 +12,7 @@ import zstandard
 
 from agent.archive import crypt, layout
 from agent.base.protobuf import packed
-from agent.checkpoint import images
+from agent.checkpoint import cores, images
 from agent.checkpoint.segments import END, header, padding
 from agent.prework.container_log import FRAME
 from agent.runtime.pages import ACK, DATA, HEAD, HELLO
@@ -101,6 +101,15 @@ def entries(*each: bytes) -> bytes:
     return head + b"".join(images.SIZE.pack(len(one)) + one for one in each)
 
 
+def _interrupted() -> bytes:
+    """A thread that slept."""
+    values = dict.fromkeys(range(1, 28), 1 << 40) | {cores.NUMBERS["ax"]: (1 << 64) - 4, cores.NUMBERS["orig_ax"]: 35}
+    registers = b"".join(packed(number, value) for number, value in values.items())
+    signals = packed(cores.OWN_SIGNALS, packed(1, packed(1, bytes([15, *bytes(127)]))))
+    task = packed(cores.TASK, packed(1, 1))
+    return packed(1, 1) + packed(cores.X86, packed(cores.REGISTERS, registers)) + task + packed(cores.THREAD, signals)
+
+
 def _timer() -> bytes:
     content = b"".join(packed(number, value) for number, value in {1: 7, 4: 1, 5: 1, 7: 0, 8: 0, 9: 3, 10: 5}.items())
     return packed(1, 9) + packed(2, 300) + packed(12, content)
@@ -144,6 +153,7 @@ def seeds() -> dict[str, list[bytes]]:
             b"\1" + entries(packed(2, 1 << 20) + packed(13, 5) + packed(16, 9)),
             b"\2" + entries(packed(1, 1) + packed(2, 0)),
             b"\3" + entries(core),
+            b"\3" + entries(_interrupted()),
         ],
         "tmpfs": [zlib.compress(STREAM, wbits=31)],
         "protobuf": [core, _timer()],

@@ -242,7 +242,7 @@ def page_channel(data: bytes, _: Path) -> None:
 
 
 LIVE = protobuf.packed(1, 1) + protobuf.packed(criu.TASK, protobuf.packed(criu.STATE, 1))
-GOOD = {images.FILES: b"", "pstree.img": protobuf.packed(1, 1), "core-1.img": LIVE}
+GOOD = {images.FILES: b"", "pstree.img": protobuf.packed(1, 1) + protobuf.packed(5, 1), "core-1.img": LIVE}
 
 
 def criu_images(data: bytes, folder: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 
 from agent.base.errors import CorruptPart, NotConverging, Refused, TransferFailed
-from agent.checkpoint import criu, dirty, freezer, segments
+from agent.checkpoint import criu, dirty, freezer, proc, resume, segments
 from agent.checkpoint.criu import CriuOptions
 from agent.doors.handover import HandOver
 from agent.doors.peer_server import Stream
@@ -206,6 +206,34 @@ async def test_a_link_that_breaks_ends_it_and_the_round_is_waited_for(
     assert world.strategy._predumps._command is not None
     assert world.strategy._predumps._command.done()
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("breaks_at", [0, 1, 2])
+async def test_one_that_sleeps_is_frozen_for_each_round_until_criu_has_left_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, breaks_at: int
+) -> None:
+    world = World(tmp_path, monkeypatch, [60 * MIB, MIB], Wishes(max_blackout_ms=500))
+    world.peer.breaks_at = breaks_at
+    told: list[str] = []
+
+    async def freeze(*_: object) -> None:
+        told.append("frozen")
+
+    async def thaw(_: object) -> None:
+        assert world.strategy._predumps is not None
+        over = world.strategy._predumps._is_over()
+        told.append("let go" if over else "let go too soon")
+
+    monkeypatch.setattr(resume, "waits", lambda group: True)
+    monkeypatch.setattr(freezer, "freeze", freeze)
+    monkeypatch.setattr(resume, "thaw", thaw)
+    monkeypatch.setattr(freezer.Cgroup, "tasks", lambda group: [1])
+    monkeypatch.setattr(proc, "tasks", lambda pids: [SimpleNamespace(tracer=4711)])
+    try:
+        await world.copies()
+    except TransferFailed:
+        assert breaks_at
+    assert told == ["frozen", "let go"] * (breaks_at or 2)
 
 
 async def test_one_that_outgrows_its_room_is_not_frozen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
