@@ -9,11 +9,10 @@ from lab.cluster import Cluster
 from lab.host import Host
 from lab.macvlan import Place, ensure_network
 from lab.workloads import run_counter
-from protocol.commands import Checkpoint, ReplyKind
+from protocol.commands import ReplyKind
 from protocol.errors import ErrorCode
 from tests.e2e.fidelity import remove, stays
-from tests.e2e.support import clean, counts_on, done, until
-from tests.e2e.waiting import sleeps, start_sleep
+from tests.e2e.support import clean, counts_on, until
 
 OBJECTS = Path(__file__).with_name("objects")
 HELD_SECONDS = 60.0
@@ -72,24 +71,6 @@ async def test_the_tasks_are_in_the_container_s_own_cgroup(version2: Cluster) ->
             inside = host.docker("exec", name, "cat", "/proc/1/cgroup").splitlines()
             assert "0::/" in inside, "its cgroup namespace has its own cgroup as root"
             await clean(version2, source, target)
-    finally:
-        remove(version2, name)
-
-
-async def test_what_was_paused_before_sleeps_on(version2: Cluster) -> None:
-    """With cgroup v2 a pause interrupts every call; what the kernel goes on with bears no name that a dump can read."""
-    name = "paused-once"
-    try:
-        await start_sleep(version2["v26"], name, 1000)
-        for word in ("pause", "unpause"):
-            version2["v26"].docker(word, name)
-        await sleeps(version2["v26"], name)
-        await done(version2, "v26", Checkpoint, container=name, leave_running=True)
-        await sleeps(version2["v26"], name)
-        reply = await version2.migrate(name, "v26", "v28")
-        assert reply.kind is ReplyKind.FINISHED, f"{reply.error}"
-        await sleeps(version2["v28"], name)
-        await clean(version2, "v26", "v28")
     finally:
         remove(version2, name)
 

@@ -130,7 +130,7 @@ async def test_a_journal_that_can_not_be_written_counts(journal: Journal, monkey
     journal.on_write = figures.journal_written
     run = run_of(journal, figures, "cold")
 
-    def full(entry: object) -> None:
+    def full(entry: object, with_next: bool) -> None:
         raise OSError("no space left on device")
 
     monkeypatch.setattr(journal, "_put", full)
