@@ -17,7 +17,7 @@ from typing import Any
 from agent.base.errors import StepFailed
 from agent.base.shell import Shell
 from agent.base.tasks import readable
-from agent.checkpoint import contents, images, proc
+from agent.checkpoint import contents, grace, images, proc
 from agent.checkpoint.criu import CriuOptions
 from agent.doors import tmpfs
 from agent.network import identity, lock
@@ -186,6 +186,8 @@ class HandOver:
         flags = ["--lazy-pages"] if lazy else []
         part.write_text(json.dumps({"flags": flags, "sources": {place: str(path) for place, path in sources.items()}}))
         part.rename(self.path / handover.PLAN)
+        if (event := await asyncio.to_thread(grace.event)) >= 0:
+            self._open["event"] = event  # while it is open, CRIU has its own at once
         self.listen()
 
     def _script(self, name: str, text: str) -> None:
@@ -207,12 +209,7 @@ class HandOver:
             file.write("lazy-pages\n")
 
     def finish_images(self) -> None:
-        """All are there: what is done to them here; blocks for some milliseconds.
-
-        Raises:
-            CorruptPart: an image is none.
-
-        """
+        """All are there: what is done to them here, or CorruptPart where one is none; blocks for some milliseconds."""
         images.mend(self.images)
         contents.unpack(self.path, self.images)
 

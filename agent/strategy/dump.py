@@ -6,6 +6,7 @@ on the tasks, up to the last image (`images_written`).
 
 import asyncio
 import contextlib
+import os
 import shutil
 import time
 from collections.abc import Coroutine
@@ -15,7 +16,7 @@ from typing import Any
 from agent.base.errors import CommandFailed, DumpFailed, StepFailed, StepTimeout
 from agent.base.shell import Done, Shell
 from agent.base.tasks import to_the_end
-from agent.checkpoint import criu, proc
+from agent.checkpoint import criu, grace, proc
 from agent.checkpoint.contents import Contents
 from agent.checkpoint.criu import CriuOptions
 from agent.checkpoint.diagnosis import dump_failed
@@ -43,6 +44,7 @@ class Dump:
         self.gate = DumpGate(self._folder / "gate")
         self._contents = Contents(self._folder)
         self._packing: asyncio.Task[None] | None = None
+        self._event = -1
         self._command: asyncio.Task[Done] | None = None
 
     @property
@@ -69,6 +71,7 @@ class Dump:
         pid = criu.make_shadow_root(container_id, self._config, self._folder / "root")
         self._contents.lay_out(self.images)
         await asyncio.to_thread(self._contents.look, pid)
+        self._event = self._event if self._event >= 0 else await asyncio.to_thread(grace.event)
 
     @property
     def _config(self) -> Path:
@@ -195,6 +198,9 @@ class Dump:
         if self._packing is not None:
             await asyncio.wait({self._packing})
         self._contents.close()
+        if self._event >= 0:
+            os.close(self._event)
+            self._event = -1
         await tmpfs.unmount(self._shell, self.images)
         await asyncio.to_thread(shutil.rmtree, self._folder, ignore_errors=True)
 
