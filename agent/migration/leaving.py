@@ -106,7 +106,7 @@ async def put_policy_back(host: Host, run: Run, subject: Subject) -> None:
         if not subject.cgroup.tasks():  # dockerd need not know yet
             return
         kept.let_go(host.settings.state_dir, subject.id)
-    await restarting.set_back(host.docker, subject.id, subject.restart_policy)
+    await restarting.set_back(host.docker, run, subject.id, subject.restart_policy)
     await restarting.start_as_docker_would(host.docker, subject.id, subject.restart_policy, stopped=run.stopped)
 
 

@@ -4,15 +4,35 @@ While it is `no`, dockerd starts nothing: not after a reboot, and not a program 
 has to, or a move that was taken back has cost the container.
 """
 
+import logging
 import signal
 from collections.abc import Mapping
 
+from agent.base.errors import DockerFailed
+from agent.checkpoint import proc
 from agent.doors.docker import Docker
+from agent.migration.run import Run
+
+log = logging.getLogger("agent.migration")
 
 
-async def set_back(docker: Docker, container_id: str, policy: Mapping[str, object]) -> None:
-    """Make sure that the container has its own policy; nothing to do for one that is gone."""
-    if await docker.find(container_id) is not None:
+async def set_back(docker: Docker, run: Run, container_id: str, policy: Mapping[str, object]) -> None:
+    """Make sure that the container has its own policy; nothing to do for one that is gone.
+
+    dockerd can't change one that it takes for running, and whose end it has missed: containerd was killed just then,
+    say. It finds that out when it is to stop it.
+    """
+    found = await docker.find(container_id)
+    if found is None:
+        return
+    try:
+        await docker.set_restart_policy(container_id, dict(policy))
+    except DockerFailed:
+        if not found.running or not found.pid or proc.start_time(found.pid) is not None:
+            raise
+        log.warning("%s: dockerd has missed the end of %s, and is told of it", run.id, found.name)
+        run.unheard = True
+        await docker.stop(container_id, seconds=0)
         await docker.set_restart_policy(container_id, dict(policy))
 
 

@@ -62,6 +62,8 @@ class Run:
         """From just before the decision on; not any more where it could not be written."""
         self.stopped = bool(entry.record.get("stopped"))
         """Somebody has ended the container on purpose meanwhile; then nobody else starts it again."""
+        self.unheard = False
+        """It has ended, and dockerd is told so by a signal that nobody gets; that is no such wish."""
         self.strategy = ""
         self.may_follow = False
         """Whether memory may follow when it runs, by its request and by its target."""

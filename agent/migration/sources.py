@@ -266,7 +266,7 @@ class Sources:
         """Somebody has sent it a signal: if that was to end it, a move that is taken back must not start it again."""
         for run in self.moves.runs_of(container_id):
             create = run.record.get("offer", {}).get("create", {})
-            if restarting.is_meant_to_end(sent, create.get("StopSignal", "")):
+            if not run.unheard and restarting.is_meant_to_end(sent, create.get("StopSignal", "")):
                 run.stopped = True
 
     async def knows(self, migration: str) -> bool:

@@ -278,7 +278,7 @@ class Target:
         await runcs_state.see_to(self._hand_over_again(), self.run.record)
         await self._clear_hand_over()  # first: while it is there, a start by whomever can only become a restore
         await freezer.thaw_empty(self.container_id)  # nobody can delete what died while its memory was waited for
-        await restarting.set_back(docker, self.container_id, policy)
+        await restarting.set_back(docker, self.run, self.container_id, policy)
         await restarting.start_as_docker_would(docker, self.container_id, policy, stopped=self.run.stopped)
 
     async def forget(self, *, asked: bool = False) -> None:

@@ -374,7 +374,7 @@ class Targets:
     def container_signalled(self, container_id: str, sent: str) -> None:
         """Somebody has sent a signal to what has come: if that was to end it, its own restart policy came too late."""
         for target in self.open():
-            if target.container_id == container_id:
+            if target.container_id == container_id and not target.run.unheard:
                 target.run.stopped |= restarting.is_meant_to_end(sent, target.offer.create.get("StopSignal", ""))
 
     def open(self) -> list[Target]:

@@ -65,7 +65,8 @@ ORDER: list[tuple[Callable[..., Any], str]] = [
     (leaving.tell_forget, "forget"),
     (leaving.wait_for_left_behind_dump, "criu_in criu_in"),
     (leaving.put_policy_back, "set_back start_as_docker_would"),
-    (restarting.set_back, "set_restart_policy"),
+    # where dockerd has missed its end it is told; what is stopped has ended
+    (restarting.set_back, "set_restart_policy stop set_restart_policy"),
     (restarting.start_as_docker_would, "start"),
     (Sources._story, "note_down note_down"),
     (Sources._work, "_story_to_its_end took_back _again forget _until_ended"),

@@ -217,6 +217,10 @@ class FakeDocker(Faults):
         await self._asked("start")
         self.running, self.started_at = True, "again"
 
+    async def stop(self, ref: str, signal: str = "", seconds: int | None = None) -> None:
+        await self._asked("stop")
+        self.exits(137)
+
     async def unpause(self, ref: str) -> None:
         await self._asked("unpause")
         self.paused = False

@@ -161,6 +161,26 @@ async def test_a_copy_that_ran_and_was_ended_by_a_reboot_is_started(world: World
     assert world.docker.calls.index("policy") < world.docker.calls.index("start")
 
 
+async def test_dockerd_that_has_missed_the_end_of_one_is_told_and_it_is_started(world: World, gone: int) -> None:
+    """It can't change what it takes for running: its containerd was killed as the copy ended."""
+    world.docker.pid = gone
+    world.docker.failing.update(policy=1)
+    await world.found(RUNNING, gone, released=True)
+    await world.docker.until(lambda: "stop" in world.docker.calls)
+    world.targets.container_signalled(CONTAINER, "9")  # by which dockerd has found it out
+    await world.ended(DONE)
+    assert world.docker.policy == "always"
+    assert world.docker.running
+
+
+async def test_what_runs_is_never_stopped_where_its_policy_can_not_be_set(world: World, copy: int) -> None:
+    world.docker.pid = copy
+    world.docker.failing.update(policy=2)
+    await world.found(RUNNING, copy, released=True)
+    await world.ended(DONE)
+    assert "stop" not in world.docker.calls
+
+
 async def test_forget_changes_nothing_for_one_that_waits_for_the_decision(world: World, copy: int) -> None:
     await world.found(PREPARED, copy)
     await world.targets.forget(SOURCE, ID)
