@@ -19,6 +19,8 @@ from protocol.status import Phase
 
 LOOK_SECONDS = 0.1
 WORD_SECONDS = 1.0
+HUNG_SECONDS = 0.5
+"""For a restore that is not wanted any more, and whose memory was to follow: nobody answers it, and it may hang."""
 GIVEN_UP_SECONDS = 20.0
 """So long at most dockerd's start goes on after the end of what it was to start."""
 

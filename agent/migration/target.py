@@ -313,7 +313,7 @@ class Target:
             return
         await self.following.stop()
         hand_over.say(handover.DISCARD)
-        result = await hand_over.outcome(self._host.settings.deadlines.docker)
+        result = await hand_over.outcome(held.HUNG_SECONDS if self.offer.lazy else self._host.settings.deadlines.docker)
         if result is not None and result.pid:
             await held.end(hand_over, result)
         else:
