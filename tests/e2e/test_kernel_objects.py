@@ -9,10 +9,11 @@ from lab.cluster import Cluster
 from lab.host import Host
 from lab.macvlan import Place, ensure_network
 from lab.workloads import run_counter
-from protocol.commands import ReplyKind
+from protocol.commands import Checkpoint, ReplyKind
 from protocol.errors import ErrorCode
 from tests.e2e.fidelity import remove, stays
-from tests.e2e.support import clean, counts_on, until
+from tests.e2e.support import clean, counts_on, done, until
+from tests.e2e.waiting import sleeps, start_sleep
 
 OBJECTS = Path(__file__).with_name("objects")
 HELD_SECONDS = 60.0
@@ -73,6 +74,30 @@ async def test_the_tasks_are_in_the_container_s_own_cgroup(version2: Cluster) ->
             await clean(version2, source, target)
     finally:
         remove(version2, name)
+
+
+async def test_what_was_paused_before_sleeps_on(version2: Cluster) -> None:
+    """With cgroup v2 a pause interrupts every call; what the kernel goes on with bears no name that a dump can read."""
+    name = "paused-once"
+    here, there = version2["v26"], version2["v28"]
+    try:
+        await start_sleep(here, name, 1000)
+        await pause_once(here, name)
+        reply = await version2.migrate(name, "v26", "v28")
+        assert reply.kind is ReplyKind.FINISHED, f"{reply.error}"
+        await sleeps(there, name)
+        await pause_once(there, name)
+        await done(version2, "v28", Checkpoint, container=name, leave_running=True)
+        await sleeps(there, name)
+        await clean(version2, "v26", "v28")
+    finally:
+        remove(version2, name)
+
+
+async def pause_once(host: Host, name: str) -> None:
+    for word in ("pause", "unpause"):
+        host.docker(word, name)
+    await sleeps(host, name)
 
 
 async def all_objects(cluster: Cluster, way: list[str], *left_out: str) -> None:
