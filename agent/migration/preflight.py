@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from agent.base.errors import Refused
+from agent.base.errors import ContainerGone, Refused
 from agent.checkpoint import freezer, measure, proc
 from agent.doors.docker_model import Container, Exec, Image
 from agent.migration import admission, belongings, connections, kept, pins, spec
@@ -72,10 +72,23 @@ async def look_at(host: Host, request: Migrate, migration: str, *, measured: boo
             f"there is no container {request.container} on {host.name}",
             hint="`transship ps` lists them",
         )
+    _has_to_run(container)
+    try:
+        return await _look_at(host, request, migration, container, measured=measured)
+    except ContainerGone:  # it has ended meanwhile: what Docker says of it by now tells more
+        if (now := await host.docker.find(container.id)) is not None:
+            _has_to_run(now)
+        raise
+
+
+def _has_to_run(container: Container) -> None:
     if not container.running or not container.pid:  # one that waits for its restart counts as running
         hint = "only a running container has state to move; create a stopped one anew at the target"
         reason = against(Why.NOT_RUNNING, f"{container.name} is {container.state}, not running", hint)
         raise Refused(ErrorCode.NOT_RUNNING, reason.message, hint=hint, reasons=(reason,))
+
+
+async def _look_at(host: Host, request: Migrate, migration: str, container: Container, *, measured: bool) -> Examined:
     execs = await _running_execs(host, request, container)
     view = await look(host.shell, container.pid)
     reasons = list(obstacles(container, view, execs, host.settings.runtime))

@@ -72,20 +72,21 @@ class PeerRelay:
         task = asyncio.current_task()
         assert task is not None
         self._carrying.add(task)
+        ends, there = [writer], self._made_there()
         try:
-            there = self._made_there()
-            try:
+            with contextlib.suppress(OSError):
                 await asyncio.wait_for(asyncio.get_running_loop().sock_connect(there, (self._to, PORT)), 5)
                 back, on = await asyncio.open_connection(sock=there)
-            except OSError:
-                there.close()
-                return
-            await asyncio.gather(
-                self._copy(reader, on, self._harmed), self._copy(back, writer, lambda data: (data, False))
-            )
+                ends.append(on)
+                await asyncio.gather(
+                    self._copy(reader, on, self._harmed), self._copy(back, writer, lambda data: (data, False))
+                )
         finally:
             self._carrying.discard(task)
-            writer.close()
+            for end in ends:  # also of one that is cancelled
+                end.close()
+            if len(ends) == 1:
+                there.close()
 
     def _harmed(self, data: bytes) -> tuple[bytes, bool]:
         """What becomes of bytes on their way to the host; and whether nothing more comes."""
