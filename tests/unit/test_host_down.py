@@ -164,13 +164,9 @@ async def test_an_agent_that_is_stopped_in_the_middle_of_a_notice_begins_nothing
     assert len(room.written()) == 1
 
 
-async def test_a_notice_is_taken_up_by_the_next_agent_with_what_is_left_of_its_time(
-    room: Room, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, size in (("one", 1), ("two", 2)):
-        room.add(name, size=size * MB)
+async def ends_in_the_middle(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An agent that is told to bring all to safety within 60 s, and ends as it begins."""
     begun = asyncio.Event()
-    begin = room.sleepers.begin
 
     def hangs(container_id: str, reason: str) -> "asyncio.Task[bool]":
         begun.set()
@@ -181,6 +177,15 @@ async def test_a_notice_is_taken_up_by_the_next_agent_with_what_is_left_of_its_t
     agent.heard(ShutdownNotice(id="c-1", seconds=60))
     await begun.wait()
     await agent.close()
+
+
+async def test_a_notice_is_taken_up_by_the_next_agent_with_what_is_left_of_its_time(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, size in (("one", 1), ("two", 2)):
+        room.add(name, size=size * MB)
+    begin = room.sleepers.begin
+    await ends_in_the_middle(room, monkeypatch)
     monkeypatch.setattr(room.sleepers, "begin", begin)
     again = room.agent()
     await again.boot()
@@ -196,17 +201,7 @@ async def test_a_notice_whose_time_is_over_or_that_was_called_off_is_taken_up_by
     room: Room, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     room.add("one")
-    begun = asyncio.Event()
-
-    def hangs(container_id: str, reason: str) -> "asyncio.Task[bool]":
-        begun.set()
-        return asyncio.create_task(asyncio.Event().wait())
-
-    monkeypatch.setattr(room.sleepers, "begin", hangs)
-    agent = room.agent()
-    agent.heard(ShutdownNotice(id="c-1", seconds=60))
-    await begun.wait()
-    await agent.close()
+    await ends_in_the_middle(room, monkeypatch)
     later = time.monotonic() + 61
     with monkeypatch.context() as then:
         then.setattr(host_down.time, "monotonic", lambda: later)
