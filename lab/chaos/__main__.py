@@ -3,9 +3,10 @@
 import argparse
 import asyncio
 import json
+import math
 import sys
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -19,7 +20,8 @@ from lab.chaos.recovery import recoveries
 from lab.roots import CHECKOUT
 
 NAME = "chaos"
-RUN_SECONDS = 240.0
+RUN_SECONDS = 240.0 * shell.PATIENCE
+DAY = 86_400.0
 PAGE = CHECKOUT / "docs" / "reliability.md"
 
 
@@ -52,6 +54,7 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--only", type=int, nargs="+", metavar="RUN", help="these runs alone, on one ground")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write how they came out there")
+    parser.add_argument("--strategy", help="of every move, in place of those that the seed draws")
     parser.add_argument("--until", metavar="HH:MM", help="begin no run after this time of day (UTC)")
     parser.add_argument("--crowd", type=int, default=0, metavar="N", help="first move so many containers, 4 at a time")
     parser.add_argument("--evacuation", type=int, default=0, metavar="N", help="first evacuate so many, 4 at a time")
@@ -78,6 +81,7 @@ class Outcome:
 
 async def _campaign(options: argparse.Namespace, out: Outcome) -> None:
     first, last = options.first, options.first + options.runs
+    end = time.monotonic() + _seconds_until(options.until, datetime.now(UTC)) if options.until else math.inf
     ground: Ground | None = None
     campaign: Campaign | None = None
     try:
@@ -90,11 +94,13 @@ async def _campaign(options: argparse.Namespace, out: Outcome) -> None:
             out.evacuation = await evacuated(ground.cluster, A, B, options.evacuation, limit=LIMIT)
             print(out.evacuation, flush=True)
         for number in options.only or range(first, last):
-            if options.until and f"{datetime.now(UTC):%H:%M}" >= options.until:
+            if time.monotonic() >= end:
                 break
             ground = ground or await _ground()
             campaign = campaign or Campaign(ground, options.seed)
             this = plan(options.seed, number)
+            if options.strategy:
+                this = replace(this, strategy=options.strategy)
             ground.starts.clear()
             try:
                 async with asyncio.timeout(RUN_SECONDS):
@@ -114,6 +120,13 @@ async def _campaign(options: argparse.Namespace, out: Outcome) -> None:
     finally:
         if ground is not None:
             await _end(ground, campaign)
+
+
+def _seconds_until(time_of_day: str, now: datetime) -> float:
+    """From now to where the clock shows that next, or has shown it last: whichever is less than half a day away."""
+    hour, minute = map(int, time_of_day.split(":"))
+    ahead = (now.replace(hour=hour, minute=minute, second=0, microsecond=0) - now).total_seconds()
+    return (ahead + DAY / 2) % DAY - DAY / 2
 
 
 async def _ground() -> Ground:

@@ -17,9 +17,9 @@ from lab.chaos.ground import Ground
 from lab.chaos.peer_relay import Harm
 from lab.chaos.plan import Accident, Fault
 from lab.host import Host
-from lab.shell import LabError, Proc
+from lab.shell import PATIENCE, LabError, Proc
 
-PREY_SECONDS = 0.4
+PREY_SECONDS = 0.4 * PATIENCE
 """For a process to appear that is to be killed in this phase."""
 PROGRAMS = {
     Accident.CRIU_KILLED: ("criu",),

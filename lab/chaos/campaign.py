@@ -19,13 +19,13 @@ from lab.chaos.observer import Observer
 from lab.chaos.plan import CONTAINER_RUNS, Accident, Fault, Plan
 from lab.cluster import migration
 from lab.host import Host
-from lab.shell import LabError
+from lab.shell import PATIENCE, LabError
 from protocol.commands import Reply
 
 LOOK_SECONDS = 0.004
-MOVE_SECONDS = 40.0
-OPEN_SECONDS = 30.0
-STILL_SECONDS = 5.0
+MOVE_SECONDS = 40.0 * PATIENCE
+OPEN_SECONDS = 30.0 * PATIENCE
+STILL_SECONDS = 5.0 * PATIENCE
 """Without a step in a journal or an accident: what is broken keeps it from going on."""
 ENDS_AGENT = (Accident.AGENT_KILLED, Accident.AGENT_STOPPED, Accident.HOST_GONE)
 COMMANDED = (Accident.CANCEL, Accident.DUPLICATE, Accident.STALE)
@@ -156,7 +156,7 @@ class Campaign:
                         work = self._happen(fault, host, seen, commands)
                         under_way.append(asyncio.create_task(work, name=str(fault)))
                     await asyncio.sleep(LOOK_SECONDS)
-                async with asyncio.timeout(60):
+                async with asyncio.timeout(60 * PATIENCE):
                     await asyncio.gather(*under_way)
             finally:
                 for task in (asking, *under_way):
@@ -185,7 +185,7 @@ class Campaign:
         return len(seen.steps) > before
 
     async def _happen(self, fault: Fault, host: Host, seen: Seen, commands: Commands) -> None:
-        await asyncio.sleep(fault.delay_ms / 1000)
+        await asyncio.sleep(fault.delay_ms / 1000 * PATIENCE)
         phases = {step.role: step.phase for step in seen.steps}
         at = time.time()
         if fault.accident is Accident.CLOCK_OFF:

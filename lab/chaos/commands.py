@@ -13,7 +13,7 @@ from agent.cli.controller import Controller
 from lab.chaos.journals import ENDED, Step
 from lab.chaos.plan import Accident, Fault
 from lab.cluster import Cluster, migration
-from lab.shell import LabError
+from lab.shell import PATIENCE, LabError
 from protocol.base import new_command_id
 from protocol.commands import Cancel, Command, ListMigrations, Migrate, OpenMigration, Reply, ReplyKind, Resolve
 from protocol.errors import Consequence, ErrorCode
@@ -21,7 +21,7 @@ from protocol.errors import Consequence, ErrorCode
 if TYPE_CHECKING:
     from lab.chaos.campaign import Seen
 
-ANSWER_SECONDS = 8.0
+ANSWER_SECONDS = 8.0 * PATIENCE
 CANCEL_SECONDS = 1.0
 UNDECIDED = ("planned", "reserved", "copying", "frozen", "prepared")
 BUSY = (ErrorCode.BUSY, ErrorCode.NO_SUCH_CONTAINER, ErrorCode.NAME_TAKEN, ErrorCode.NOT_RUNNING)
@@ -114,7 +114,7 @@ class Commands:
         command = Resolve.model_validate({"id": new_command_id(), "migration": one.id, "decision": decision})
         try:
             async with Controller(self._cluster.broker) as controller:
-                reply = await controller.ask(host, command, patience=20)
+                reply = await controller.ask(host, command, patience=20 * PATIENCE)
         except AgentError as error:  # it may have ended by itself meanwhile
             return f"resolve --{decision} at the {one.role} ({one.phase}) was refused: {error}"
         return f"resolve --{decision} at the {one.role} ({one.phase}): {reply.kind}"
@@ -131,7 +131,7 @@ class Commands:
     async def open_on(self, host: str) -> tuple[OpenMigration, ...]:
         try:
             async with Controller(self._cluster.broker) as controller:
-                reply = await controller.ask(host, ListMigrations(id=new_command_id()), patience=5)
+                reply = await controller.ask(host, ListMigrations(id=new_command_id()), patience=5 * PATIENCE)
         except AgentError:
             return ()
         return reply.migrations or ()

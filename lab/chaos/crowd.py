@@ -11,7 +11,7 @@ from lab.chaos.inspect_host import leftovers
 from lab.chaos.journals import JournalReader
 from lab.cluster import Cluster, migration
 from lab.host import Host
-from lab.shell import LabError
+from lab.shell import PATIENCE, LabError
 from lab.workloads import counted, run_counter
 from protocol.base import new_command_id
 from protocol.commands import Cordon, Evacuate, ReplyKind
@@ -19,8 +19,8 @@ from protocol.errors import Consequence, ErrorCode
 from protocol.evacuation import EvacueeState
 
 PREFIX = "crowd"
-SECONDS = 400.0
-LEFT_SECONDS = 20.0
+SECONDS = 400.0 * PATIENCE
+LEFT_SECONDS = 20.0 * PATIENCE
 LOOK_SECONDS = 0.02
 
 

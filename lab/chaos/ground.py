@@ -19,7 +19,7 @@ from lab.cluster import TRANSSHIP, Cluster
 from lab.host import Engine, Host, HostSpec
 from lab.naming import state_folder
 from lab.network import Address
-from lab.shell import LabError
+from lab.shell import PATIENCE, LabError
 from protocol.base import new_command_id
 from protocol.commands import Ping
 from protocol.errors import ErrorCode
@@ -162,7 +162,7 @@ class Ground:
 
 async def _answers(controller: Controller, host: Host) -> bool:
     try:
-        await controller.ask(host.name, Ping(id=new_command_id()), patience=2)
+        await controller.ask(host.name, Ping(id=new_command_id()), patience=2 * PATIENCE)
     except AgentError as error:
         return error.code is ErrorCode.EXPIRED  # by a clock that is off
     return True

@@ -15,10 +15,10 @@ from lab.chaos.inspect_host import Listed
 from lab.chaos.loads import NAME, Load, Running, Written
 from lab.chaos.plan import Accident
 from lab.host import Host
-from lab.shell import LabError
+from lab.shell import PATIENCE, LabError
 
-SETTLE_SECONDS = 45.0
-PROGRESS_SECONDS = 20.0
+SETTLE_SECONDS = 45.0 * PATIENCE
+PROGRESS_SECONDS = 20.0 * PATIENCE
 PROGRESS = 5
 TAKES_MEMORY = (Accident.HOST_GONE, Accident.SHIM_KILLED, Accident.MEMORY_LIMIT)
 TAKES_LOG = (*TAKES_MEMORY, Accident.DOCKERD_KILLED, Accident.DOCKER_FULL)

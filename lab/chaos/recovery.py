@@ -8,10 +8,11 @@ from datetime import datetime
 
 from lab.chaos.ground import Ground
 from lab.host import Host
+from lab.shell import PATIENCE
 
 _TAKEN = re.compile(r"was \S+ as (source|target) when the agent ended")
 _UP = re.compile(r"agent of \S+ is up")
-LONGEST_SECONDS = 60.0
+LONGEST_SECONDS = 60.0 * PATIENCE
 
 
 def recoveries(ground: Ground) -> list[dict[str, float]]:

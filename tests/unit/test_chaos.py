@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from lab.chaos import __main__ as campaigns
 from lab.chaos import judge, report
 from lab.chaos.accidents import Struck
 from lab.chaos.judge import Known, Verdict
@@ -107,3 +108,14 @@ def test_a_violation_says_how_the_same_run_came_out_since() -> None:
     assert "Done again 2 times since (abc, def): none with a violation" in said
     assert "Done again" not in report._violations([bad], [])
     assert report._violations([good], again).endswith("None.\n")
+
+
+@pytest.mark.parametrize(
+    ("now", "until", "minutes"),
+    [("22:50", "23:10", 20), ("23:42", "00:20", 38), ("23:11", "23:10", -1), ("00:05", "23:59", -6)],
+)
+def test_a_campaign_s_end_may_be_after_midnight_and_one_that_has_just_gone_by_is_over(
+    now: str, until: str, minutes: float
+) -> None:
+    at = datetime.fromisoformat(f"2026-01-02T{now}:00+00:00")
+    assert campaigns._seconds_until(until, at) == minutes * 60
