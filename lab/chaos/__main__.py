@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import contextlib
 import json
 import math
 import sys
@@ -29,8 +30,10 @@ def main() -> int:
     options = _options()
     shell.unwind_on_sigterm()
     if options.write_page:
-        first, again = ([json.loads(file.read_text()) for file in each] for each in (options.write_page, options.again))
-        PAGE.write_text(report.markdown(report.together(first), again))
+        first, again, emulated = (
+            [json.loads(file.read_text()) for file in each] for each in (options.write_page, options.again, options.vm)
+        )
+        PAGE.write_text(report.markdown(report.together(first), again, report.together(emulated) if emulated else None))
         return 0
     out = Outcome()
     try:
@@ -63,6 +66,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--again", type=Path, nargs="+", default=[], metavar="FILE", help="with it: runs that were done again since"
     )
+    parser.add_argument("--vm", type=Path, nargs="+", default=[], metavar="FILE", help="with it: runs in the VM lab")
     parser.add_argument(
         "--logs", type=Path, metavar="FOLDER", help="keep the agents' logs of runs with a violation there"
     )
@@ -176,7 +180,9 @@ def _keep_logs(options: argparse.Namespace, ground: Ground, seen: Seen) -> None:
 
 
 def _write(options: argparse.Namespace, out: Outcome) -> None:
-    commit = shell.run(["git", "-C", str(CHECKOUT), "rev-parse", "--short=10", "HEAD"]).stdout.strip()
+    commit = "not told"  # in the VM lab the checkout has no history
+    with contextlib.suppress(OSError, shell.LabError):
+        commit = shell.run(["git", "-C", str(CHECKOUT), "rev-parse", "--short=10", "HEAD"]).stdout.strip()
     date = time.strftime("%Y-%m-%d", time.gmtime())
     whole = report.summary(out.rows, date=date, commit=commit, recoveries=out.recoveries)
     whole |= {

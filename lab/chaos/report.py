@@ -31,7 +31,7 @@ was; the same process with its memory, unless an accident ended it where it ran;
 the one connection of its client unbroken, and nothing acknowledged missing; no folder, mount, lock, frozen or stopped
 task, process, cgroup, volume, shim or open migration left on either host.
 
-What it does not do: move by pre-copy (the lab's kernel has none).
+Moves were asked for by: {strategies}. By pre-copy, which needs another kernel than the lab's, {precopy}.
 """
 
 
@@ -111,23 +111,50 @@ def write(file: Path, found: Row) -> None:
     file.write_text(json.dumps(found, indent=1) + "\n")
 
 
-def markdown(found: Row, again: Sequence[Row] = ()) -> str:
-    """docs/reliability.md; `again` are campaigns of runs that were done again since, one by one."""
+def markdown(found: Row, again: Sequence[Row] = (), emulated: Row | None = None) -> str:
+    """docs/reliability.md; `again` are campaigns of runs that were done again since, one by one.
+
+    `emulated`: one in the VM lab, whose kernel can do pre-copy.
+    """
     rows = found["each"]
-    parts = [_head(found), _faults(found), _cells(rows), _ends(rows), _figures(found), _violations(rows, again)]
-    return "\n".join(parts)
+    parts = [_head(found, emulated), _faults(found), _cells(rows), _ends(rows), _figures(found)]
+    parts.append("\n".join(["## Violations", "", *_violations(rows, again)]) + "\n")
+    return "\n".join([*parts, *([_emulated(emulated, again)] if emulated else [])])
 
 
-def _head(found: Row) -> str:
+def _emulated(found: Row, again: Sequence[Row]) -> str:
+    rows = found["each"]
+    ends, looks = Counter(one["ended"] for one in rows), sum(one["looks"] for one in rows)
+    told = (
+        f"{_by_strategy(rows)}: {found['runs']} runs, {found['violations']} with a violation, on Debian 13's stock "
+        f"kernel with cgroup v2, emulated ({found['date']}, commit {found['commit']}; bounds and delays are longer "
+        f"there: [the lab](lab.md)). Seed {_seeds(rows)}; the observer looked {looks} times."
+    )
+    lines = ["## In the VM lab", "", told, ""]
+    lines += _fault_table({kind: one for kind, one in found["by_fault"].items() if one["runs"]})
+    lines += ["", f"They ended: {', '.join(f'{end} {count}' for end, count in ends.most_common())}.", ""]
+    return "\n".join(lines + _violations(rows, again)) + "\n"
+
+
+def _by_strategy(rows: Sequence[Row]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in Counter(one["strategy"] for one in rows).most_common())
+
+
+def _seeds(rows: Sequence[Row]) -> str:
+    return ", ".join(str(seed) for seed in sorted({one["seed"] for one in rows}))
+
+
+def _head(found: Row, emulated: Row | None) -> str:
     seconds = [one["seconds"] for one in found["each"]]
-    seeds = sorted({one["seed"] for one in found["each"]})
     looks = sum(one["looks"] for one in found["each"])
     return _HEAD.format(
         date=found["date"],
         commit=found["commit"],
         runs=found["runs"],
         violations=found["violations"],
-        seeds=", ".join(map(str, seeds)),
+        seeds=_seeds(found["each"]),
+        strategies=_by_strategy(found["each"]),
+        precopy="some are [below](#in-the-vm-lab)" if emulated else "none was",
         seconds=sum(seconds),
         median=statistics.median(seconds),
         looks=looks,
@@ -135,9 +162,12 @@ def _head(found: Row) -> str:
 
 
 def _faults(found: Row) -> str:
-    lines = ["## By fault", "", "| fault | runs that it hit | with a violation |", "|---|---|---|"]
-    lines += [f"| {kind} | {one['runs']} | {one['violations']} |" for kind, one in found["by_fault"].items()]
-    return "\n".join(lines) + "\n"
+    return "\n".join(["## By fault", "", *_fault_table(found["by_fault"])]) + "\n"
+
+
+def _fault_table(by_fault: Row) -> list[str]:
+    lines = ["| fault | runs that it hit | with a violation |", "|---|---|---|"]
+    return lines + [f"| {kind} | {one['runs']} | {one['violations']} |" for kind, one in by_fault.items()]
 
 
 def _cells(rows: list[Row]) -> str:
@@ -229,12 +259,10 @@ def _spread(values: Iterable[float]) -> str:
     return f"{statistics.median(found):.2f} s in the middle, {found[-1]:.2f} s at most"
 
 
-def _violations(rows: list[Row], again: Sequence[Row]) -> str:
-    lines = ["## Violations", ""]
-    for one in rows:
-        if one["violations"]:
-            lines.append(f"- {one['plan']}: {'; '.join(_clipped(one['violations']))}{_since(one, again)}")
-    return "\n".join(lines if len(lines) > 2 else [*lines, "None."]) + "\n"
+def _violations(rows: list[Row], again: Sequence[Row]) -> list[str]:
+    wrong = [one for one in rows if one["violations"]]
+    said = [f"- {one['plan']}: {'; '.join(_clipped(one['violations']))}{_since(one, again)}" for one in wrong]
+    return said or ["No violation."]
 
 
 def _since(row: Row, again: Sequence[Row]) -> str:

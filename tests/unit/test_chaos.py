@@ -1,6 +1,7 @@
 """The campaign of accidents: its plans follow from their seed, and its judge sees what it is there to see."""
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from lab.chaos import __main__ as campaigns
 from lab.chaos import judge, report
 from lab.chaos.accidents import Struck
+from lab.chaos.campaign import Seen
 from lab.chaos.judge import Known, Verdict
 from lab.chaos.loads import Written
 from lab.chaos.plan import MOMENTS, Accident, Fault, cells, plan
@@ -102,12 +104,29 @@ def test_a_violation_says_how_the_same_run_came_out_since() -> None:
     bad = {"seed": 1, "run": 5, "plan": "seed 1 run 5: cancel", "violations": ["x" * 1000, *"abcde"]}
     good = bad | {"violations": []}
     again = [{"commit": "abc", "each": [good, good | {"run": 6}]}, {"commit": "def", "each": [good]}]
-    said = report._violations([bad, good], again)
+    said = "\n".join(report._violations([bad, good], again))
     assert "seed 1 run 5: cancel" in said
     assert "x" * 300 + "...; a; b; c; and 2 more" in said
     assert "Done again 2 times since (abc, def): none with a violation" in said
-    assert "Done again" not in report._violations([bad], [])
-    assert report._violations([good], again).endswith("None.\n")
+    assert "Done again" not in report._violations([bad], [])[0]
+    assert report._violations([good], again) == ["No violation."]
+
+
+def test_the_page_has_what_was_moved_by_pre_copy_in_a_part_of_its_own() -> None:
+    lab, vm = (campaign_of(strategy) for strategy in ("cold", "precopy"))
+    page = report.markdown(lab, (), vm)
+    first, emulated = page.split("## In the VM lab")
+    assert "asked for by: cold 1. By pre-copy, which needs another kernel than the lab's, some are [below]" in first
+    assert "precopy 1: 1 runs, 0 with a violation" in emulated
+    assert "| cancel | 1 | 0 |" in emulated
+    assert "agent killed" not in emulated, "what hit nothing is left out"
+    assert "none was" in report.markdown(lab)
+
+
+def campaign_of(strategy: str) -> report.Row:
+    fault = Fault(Accident.CANCEL, "source", MOMENTS[0], 0, 0, 1)
+    seen = Seen(replace(plan(1, 1), strategy=strategy, faults=(fault,)), struck=[Struck(fault, "a", True, 0.0, "", "")])
+    return report.summary([report.row(seen)], date="2026-01-02", commit="abc", recoveries=[])
 
 
 @pytest.mark.parametrize(
