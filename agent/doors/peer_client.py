@@ -303,14 +303,15 @@ def _socket(address: aiohttp.AddrInfoType) -> socket.socket:
 
 
 def _parse(model: type[M], body: bytes) -> M:
+    """A newer peer may say more than is known here; after the decision its answers have to be taken all the same."""
     try:
-        return model.model_validate_json(body)
+        return model.model_validate_json(body, extra="ignore")
     except ValidationError as error:
         raise TransferFailed(f"the peer's answer is not understood: {error.errors()[0]['msg']}") from None
 
 
 def _error(status: int, body: bytes, name: str) -> Exception:
     try:
-        return from_wire(ErrorInfo.model_validate(json.loads(body)))
+        return from_wire(ErrorInfo.model_validate(json.loads(body), extra="ignore"))
     except (ValueError, ValidationError):
         return TransferFailed(f"{name} answered {status}: {body[:200].decode(errors='replace')}")
