@@ -26,6 +26,23 @@ async def both(one: Coroutine[Any, Any, A], other: Coroutine[Any, Any, B]) -> tu
     return first.result(), second.result()
 
 
+async def unless(work: Coroutine[Any, Any, A], failing: Coroutine[Any, Any, None]) -> A:
+    """Do this as long as the other has not failed: then it is cancelled and awaited, and that error is raised.
+
+    An end of the other without an error changes nothing.
+    """
+    doing, watching = asyncio.create_task(work), asyncio.create_task(failing)
+    try:
+        await asyncio.wait({doing, watching}, return_when=asyncio.FIRST_COMPLETED)
+        if watching.done():
+            watching.result()
+        return await doing
+    finally:
+        for task in (doing, watching):
+            task.cancel()
+        await asyncio.gather(doing, watching, return_exceptions=True)
+
+
 async def all_of(work: Sequence[Coroutine[Any, Any, A]]) -> list[A]:
     """Like `both`, for any number of one kind."""
     tasks = [asyncio.create_task(coroutine) for coroutine in work]

@@ -9,7 +9,7 @@ import logging
 import time
 
 from agent.base.errors import AgentError, DumpFailed, Lost
-from agent.base.tasks import both, to_the_end, within
+from agent.base.tasks import both, to_the_end, unless, within
 from agent.base.undo import Undo
 from agent.checkpoint import freezer, proc, resume
 from agent.doors.peer_client import PeerClient
@@ -20,6 +20,7 @@ from agent.migration.run import Run
 from agent.migration.subject import Subject
 from agent.network import identity, lock, quiet
 from agent.strategy import Strategy
+from agent.strategy.postcopy import GONE
 from protocol.commands import TcpPolicy
 from protocol.peer import Arrival, Manifest, Running
 from protocol.status import Phase
@@ -60,11 +61,12 @@ async def migrate(run: Run, subject: Subject, host: Host, peer: PeerClient, stra
             (dump, images), files = await both(strategy.dump_and_send(memory), passes.delta())
         sent = strategy.sent
         manifest = Manifest(parts=(*sent, dump, *files), images=images, tasks=len(tasks), rounds=len(sent))
-        prepared = await peer.prepare(run.id, manifest)  # restored there, stopped, locked, proved
+        preparing = peer.prepare(run.id, manifest)  # restored there, stopped, locked, proved
+        prepared = await unless(preparing, strategy.fails_to_serve(run.id))
         run.figures["restore_ms"] = prepared.restore_ms
         await run.enter(Phase.PREPARED)
         if subject.offer.lazy and not strategy.serves(run.id):
-            raise DumpFailed("CRIU has ended while the container's memory was still to come")
+            raise DumpFailed(GONE)
 
         await commit(run, undo)  # fsync: the one decision; nothing is taken back from here on
     await finish(run, subject, host, peer, strategy)

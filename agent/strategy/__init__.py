@@ -88,6 +88,14 @@ class Strategy(Protocol):
     def serves(self, migration: str) -> bool:
         """Whether what the running container lacks, or will, can be had here."""
 
+    async def fails_to_serve(self, migration: str) -> None:
+        """Wait until that can't be had any more, while nothing is decided; or return, where nothing more is needed.
+
+        Raises:
+            DumpFailed: it can't.
+
+        """
+
     async def stop_serving(self, shell: Shell, migration: str) -> None:
         """Make sure that nothing of ours holds the tasks any more, so that they may be thawed or ended.
 

@@ -81,6 +81,9 @@ class Cold:
     def serves(self, migration: str) -> bool:
         return False
 
+    async def fails_to_serve(self, migration: str) -> None:
+        """Never: nothing is needed any more."""
+
     async def stop_serving(self, shell: Shell, migration: str) -> None:
         """CRIU leaves from before the gate; what has passed it ends with the dump."""
         await self._dump_of(shell, migration).turn_away()

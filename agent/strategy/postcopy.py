@@ -10,7 +10,7 @@ import logging
 import time
 from pathlib import Path
 
-from agent.base.errors import AgentError, CommandFailed, StepFailed
+from agent.base.errors import AgentError, CommandFailed, DumpFailed, StepFailed
 from agent.base.shell import Shell
 from agent.base.tasks import Failing, both, to_the_end, within
 from agent.checkpoint import criu, proc, segments
@@ -24,6 +24,7 @@ from protocol.peer import ImageFile, SentPart
 log = logging.getLogger("agent.pages")
 
 LINK_AGAIN_SECONDS = 0.2
+GONE = "CRIU has ended while the container's memory was still to come"
 
 
 class PostCopy(Cold):
@@ -110,6 +111,13 @@ class PostCopy(Cold):
         """Whether there is a channel, and CRIU has not failed: after a reboot there is none, and no frozen copy."""
         channel = PageChannel(Shell(), _folder(migration))
         return channel.exists and not channel.code
+
+    async def fails_to_serve(self, migration: str) -> None:
+        """The end of CRIU here is not passed on (agent/runtime/pages.py): a restore waits for its pages in vain."""
+        if self._channel is not None:
+            await self._channel.until_ended()
+            if self._channel.code != 0:
+                raise DumpFailed(GONE, detail=self._channel.said)
 
     async def stop_serving(self, shell: Shell, migration: str) -> None:
         """Hang up on CRIU's page server: it leaves the tasks frozen and whole, as after any dump."""

@@ -1,4 +1,5 @@
-"""Post-copy when something breaks after the decision: it goes on where it stopped, and what is lost is said to be."""
+"""Post-copy when something breaks: not decided, it is taken back; else it goes on where it stopped, and what is lost is
+said to be."""
 
 from collections.abc import Callable
 
@@ -66,6 +67,34 @@ def daemon_dies(moves: Cluster) -> None:
 
 def page_server_dies(moves: Cluster) -> None:
     criu_dies(moves[A], str(DUMPS))
+
+
+async def test_a_source_whose_criu_dies_while_it_is_restored_does_not_wait_in_vain(moves: Cluster) -> None:
+    """Nothing is decided: it runs on at the source at once, though the target does not answer."""
+    name = "in-vain"
+
+    def runc() -> list[str]:
+        return moves[B].run(["pgrep", "-f", "[r]estore --detach --image-path"], check=False).stdout.split()
+
+    async with keeper(moves, name, "--restart", "always", source=A, others=(B,), mib=64) as digest:
+        async with moves.moving(name, A, B, strategy="postcopy") as move:
+            await until(lambda: bool(runc()), "the target is staged")
+            moves[B].run(["kill", "-STOP", *runc()])
+            await until(lambda: restoring(moves[B], move.id), "the target restores")
+            page_server_dies(moves)
+            try:
+                await remembers(moves[A], name, digest, taken_back=1)
+            finally:
+                moves[B].run(["kill", "-CONT", *runc()], check=False)
+            end = await move.end()
+        assert end.error is not None
+        assert end.error.code is ErrorCode.DUMP_FAILED, end.error
+        assert (policy(moves[A], name), name in names(moves[B])) == ("always", False)
+        await clean(moves, A, B)
+
+
+def restoring(host: Host, migration: str) -> bool:
+    return f"{migration} restoring as target" in host.agent_log()
 
 
 @pytest.mark.parametrize("breaks", [daemon_dies, page_server_dies])

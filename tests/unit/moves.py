@@ -358,6 +358,9 @@ class FakeStrategy:
     def serves(self, *_: object) -> bool:
         return False
 
+    async def fails_to_serve(self, *_: object) -> None:
+        pass
+
     async def stop_serving(self, *_: object) -> None:
         pass
 

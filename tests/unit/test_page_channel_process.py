@@ -1,17 +1,24 @@
 """The ends of a page channel as they are: two processes, with commands that speak to each other through them."""
 
 import asyncio
+import os
+import signal
+import socket
+import struct
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import aiohttp
+import pytest
 
+from agent.base.errors import DumpFailed
 from agent.base.shell import Shell
 from agent.base.tasks import beside
 from agent.doors.pages import PageChannel
 from agent.runtime.pages import PAGES_FD, READY_FD
+from agent.strategy.postcopy import PostCopy
 
 SECONDS = 30.0
 ASKS = f"""
@@ -127,3 +134,41 @@ async def test_a_command_that_is_not_there_has_ended_and_says_so(tmp_path: Path)
     assert made.code == 127
     assert "/no/such/program can't be started" in made.said[0]
     await made.stop()
+
+
+# --- what a source makes of the end of its CRIU while the target restores ---
+
+
+async def test_a_page_server_that_has_given_all_is_missed_by_nobody(tmp_path: Path) -> None:
+    async with channel(tmp_path, "pass") as end:
+        end.begin()
+        await _strategy(end).fails_to_serve("m-1")
+        assert end.code == 0
+
+
+async def test_one_that_fails_is(tmp_path: Path) -> None:
+    async with channel(tmp_path, "import sys; print('can not read pages'); sys.exit(1)") as end:
+        end.begin()
+        with pytest.raises(DumpFailed, match="CRIU has ended") as failed:
+            await _strategy(end).fails_to_serve("m-1")
+    assert failed.value.detail == ("can not read pages",)
+
+
+async def test_one_that_nobody_can_reach_any_more_is(tmp_path: Path) -> None:
+    """The channel's own end was killed: no page gets out of CRIU."""
+    async with channel(tmp_path, ANSWERS) as end:
+        end.begin()
+        assert await end.until_ready()
+        failing = asyncio.create_task(_strategy(end).fails_to_serve("m-1"))
+        with socket.socket(socket.AF_UNIX) as asked:
+            asked.connect(str(tmp_path / "control"))
+            pid, _, _ = struct.unpack("3i", asked.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        os.kill(pid, signal.SIGKILL)
+        with pytest.raises(DumpFailed):
+            await failing
+
+
+def _strategy(end: PageChannel) -> PostCopy:
+    made = PostCopy()
+    made._channel = end
+    return made

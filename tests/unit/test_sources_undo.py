@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from agent.base.errors import Refused
+from agent.base.errors import DumpFailed, Refused
 from agent.checkpoint import proc
 from agent.migration import leaving
 from protocol.errors import ErrorCode
@@ -93,6 +93,23 @@ async def test_a_dump_that_takes_too_long_is_taken_back(world: World) -> None:
         await world.start()
         assert await world.failure() is ErrorCode.STEP_TIMEOUT
     assert world.runs
+
+
+async def test_a_dump_that_fails_while_its_target_restores_is_taken_back_at_once(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with world.peer.held("prepare") as restoring:
+
+        async def fails(*_: object) -> None:
+            await restoring.wait()
+            raise DumpFailed("CRIU has ended")
+
+        monkeypatch.setattr(moves.FakeStrategy, "fails_to_serve", fails)
+        await world.start()
+        assert await world.failure() is ErrorCode.DUMP_FAILED
+    assert world.journal.phases[-2:] == [Phase.FROZEN, ROLLED_BACK]
+    assert world.runs
+    assert world.peer.calls[-1] == "discard"
 
 
 # --- the dump that a crash has left behind ---
