@@ -186,6 +186,8 @@ class Against(WireModel):
     reasons: tuple[Reason, ...] = ()
     postcopy: tuple[Reason, ...] = ()
     """Against that strategy alone."""
+    precopy: tuple[Reason, ...] = ()
+    """Against that one alone, whose images need more room."""
 
 
 class Checked(WireModel):

@@ -287,7 +287,7 @@ _ROWS: Final = (
         Why.NO_PRECOPY,
         ErrorCode.INCOMPATIBLE,
         Of.HOST,
-        "pre-copy was asked for, and the kernel does not mark written memory",
+        "pre-copy was asked for, and the kernel does not mark written memory, or a program of it uses the marks itself",
         "`--strategy cold`; a kernel with CONFIG_MEM_SOFT_DIRTY",
     ),
     (Why.NAME_TAKEN, ErrorCode.NAME_TAKEN, Of.PEER, "there is a container of its name", "remove or rename that"),

@@ -219,12 +219,12 @@ class _Seen:
     """What was seen of a container, kept small: there may be a thousand."""
 
     def __init__(self, looked: Looked) -> None:
-        self._id, self._name, self._reasons = looked.id, looked.name, looked.reasons
+        self._id, self._name, self._reasons, self._precopy = looked.id, looked.name, looked.reasons, looked.precopy
         self._offer = zlib.compress(looked.offer.model_dump_json().encode(), 1) if looked.offer is not None else b""
 
     def looked(self) -> Looked:
         offer = Offer.model_validate_json(zlib.decompress(self._offer)) if self._offer else None
-        return Looked(self._id, self._name, self._reasons, offer)
+        return Looked(self._id, self._name, self._reasons, offer, precopy=self._precopy)
 
 
 def _short(peer: PeerCheck) -> PeerOutlook:

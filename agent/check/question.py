@@ -39,6 +39,8 @@ class Looked:
     offer: Offer | None = None
     pids: tuple[int, ...] = ()
     notes: tuple[str, ...] = ()
+    precopy: tuple[Reason, ...] = ()
+    """Against that strategy alone."""
 
 
 class Questions:
@@ -130,7 +132,8 @@ class Questions:
         if subject is None:
             return Looked(container_id, found.name, examined.reasons)
         pids = tuple(subject.cgroup.tasks())
-        return Looked(container_id, found.name, examined.reasons, subject.offer, pids, subject.notes)
+        precopy = subject.against_precopy
+        return Looked(container_id, found.name, examined.reasons, subject.offer, pids, subject.notes, precopy)
 
     # --- the other side
 
@@ -177,7 +180,8 @@ class Questions:
         request = Migrate(id=found.offer.migration, container=found.id, to=name)
         fixed = await choosing.shown(self._host.journal)
         chosen = await compression.choose(request, rate, list(found.pids))
-        blackout = choosing.predictions(found.offer.memory_bytes, chosen.rate, fixed, postcopy=not said.postcopy)
+        had = {"precopy": not (found.precopy or said.precopy), "postcopy": not said.postcopy}
+        blackout = choosing.predictions(found.offer.memory_bytes, chosen.rate, fixed, **had)
         return PeerCheck(
             host=name,
             verdict=Verdict.COLD if said.postcopy else Verdict.YES,

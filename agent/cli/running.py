@@ -47,7 +47,10 @@ AllowPostcopy = Annotated[
 ]
 KeepSource = Annotated[bool, typer.Option("--keep-source", help="Keep the stopped container at the source, renamed.")]
 Strategy = Annotated[
-    str, typer.Option(metavar="auto|cold|precopy|postcopy", help="How its memory gets across; precopy is experimental.")
+    str,
+    typer.Option(
+        metavar="auto|cold|precopy|postcopy", help="How its memory gets across; auto: the safest within --max-blackout."
+    ),
 ]
 Throttle = Annotated[
     int,

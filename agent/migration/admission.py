@@ -3,7 +3,7 @@
 import asyncio
 import os
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
@@ -81,6 +81,8 @@ class Judged:
     missing: frozenset[str]
     """Layers."""
     binds: tuple[str, ...]
+    precopy: tuple[Reason, ...]
+    """Against that strategy alone: in its rounds all memory may be here once more."""
 
 
 async def examine(
@@ -137,7 +139,8 @@ async def judge(
     missing = missing_layers(offer.image.diff_ids, layers) if found is None else set()
     need = needs(offer, room, 0 if found else offer.image.size)
     reasons += await _room(host, need, others)
-    return Judged(tuple(reasons), need, found, frozenset(missing), binds)
+    twice = replace(need, memory_bytes=need.memory_bytes + offer.memory_bytes)
+    return Judged(tuple(reasons), need, found, frozenset(missing), binds, tuple(_memory(host, twice, others)))
 
 
 def _held_blobs(data_root: str, image_ids: list[str]) -> set[str]:
@@ -354,13 +357,17 @@ async def while_room(host: Host, chunks: AsyncIterator[bytes]) -> AsyncIterator[
         yield chunk
 
 
-async def _room(host: Host, need: Reserved, others: list[Reserved]) -> list[Reason]:
-    limits = host.settings.limits
-    reasons = []
-    free = proc.memory_available() - limits.memory_reserve_bytes - sum(other.memory_bytes for other in others)
+def _memory(host: Host, need: Reserved, others: list[Reserved]) -> Iterator[Reason]:
+    reserve = host.settings.limits.memory_reserve_bytes
+    free = proc.memory_available() - reserve - sum(other.memory_bytes for other in others)
     if need.memory_bytes > free:
         message = f"{need.memory_bytes >> 20} MiB of memory are needed, {max(free, 0) >> 20} MiB are free"
-        reasons.append(against(Why.NO_MEMORY, message, "images and container are in memory together for a moment"))
+        yield against(Why.NO_MEMORY, message, "images and container are in memory together for a moment")
+
+
+async def _room(host: Host, need: Reserved, others: list[Reserved]) -> list[Reason]:
+    limits = host.settings.limits
+    reasons = list(_memory(host, need, others))
     disk = os.statvfs(await host.docker.data_root())
     free = disk.f_bavail * disk.f_frsize - limits.disk_reserve_bytes - sum(other.disk_bytes for other in others)
     if need.disk_bytes > free:

@@ -322,7 +322,17 @@ def _carried(opened: OpenFile) -> bool:
             return opened.name in PROTOCOLS
         case "char":
             return opened.device is not None and (opened.device[0] in DEVICE_MAJORS or opened.device in DEVICES)
+        case "marks":
+            return True
     return False
+
+
+def marks_against(view: View) -> Iterator[Reason]:
+    """Against pre-copy: who takes the kernel's marks of written pages away takes them from CRIU, and CRIU from it."""
+    for process in view.processes:
+        if any(opened.kind == "marks" for opened in process.files):
+            message = f"{process.name} looks itself at what it has written (it has /proc/PID/clear_refs open)"
+            yield _no(Why.NO_PRECOPY, message, "`--strategy cold` moves it all the same")
 
 
 def _unix_sockets(view: View) -> Iterator[Reason]:

@@ -18,6 +18,7 @@ from agent.migration.obstacles import (
     belongings_against,
     bound_against,
     foreign,
+    marks_against,
     network_against,
     obstacles,
     shared_volumes,
@@ -93,8 +94,8 @@ async def _look_at(host: Host, request: Migrate, migration: str, container: Cont
     view = await look(host.shell, container.pid)
     reasons = list(obstacles(container, view, execs, host.settings.runtime))
     reasons += await _engine(host, view)
-    if request.strategy is Strategy.PRECOPY:
-        reasons += admission.against_precopy(await host.engine())
+    precopy = (*admission.against_precopy(await host.engine()), *marks_against(view))
+    reasons += precopy if request.strategy is Strategy.PRECOPY else ()
     image = await host.docker.image(container.image_id)
     if image is None:
         reasons.append(against(Why.IMAGE_REMOVED, "its image was removed on this host", "pull it again, then move"))
@@ -114,7 +115,7 @@ async def _look_at(host: Host, request: Migrate, migration: str, container: Cont
     subject = None
     if image is not None:
         try:
-            seen = _Seen(container, image, details, view, memory, held)
+            seen = _Seen(container, image, details, view, memory, held, precopy)
             subject = await _subject(host, request, migration, seen, measured=measured)
         except Refused as refused:
             reasons += refused.reasons
@@ -129,6 +130,7 @@ class _Seen:
     view: View
     memory: int
     held: Sequence[sockets.Place]
+    against_precopy: tuple[Reason, ...]
 
 
 def image_ref(container: Container, image: Image) -> ImageRef:
@@ -253,6 +255,7 @@ async def _subject(host: Host, request: Migrate, migration: str, seen: _Seen, *,
         memory_bytes=memory,
         started_at=container.started_at,
         watched=view.watched,
+        against_precopy=seen.against_precopy,
         notes=(*details.notes, *warnings(container, view)),
     )
 

@@ -200,7 +200,12 @@ class Run:
     @property
     def paced(self) -> bool:
         """Whether what is sent keeps to a rate."""
-        return bool(self.bandwidth.rate or self._together.rate)
+        return self.rate_limit is not None
+
+    @property
+    def rate_limit(self) -> int | None:
+        """Bytes a second on the wire that are not exceeded while the container runs."""
+        return min((rate for rate in (self.bandwidth.rate, self._together.rate) if rate), default=None)
 
     async def round_done(self, done: Round) -> None:
         """Note a round of pre-copy."""

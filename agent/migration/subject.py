@@ -16,6 +16,7 @@ from agent.strategy.convergence import Wishes
 from agent.strategy.postcopy import PostCopy
 from agent.strategy.precopy import PreCopy
 from protocol.commands import SourcePolicy
+from protocol.errors import Reason
 from protocol.peer import Offer
 
 
@@ -51,6 +52,8 @@ class Subject:
     """Of the container, as Docker writes it; not in the journal."""
     watched: tuple[str, ...] = ()
     """Paths under an inotify watch; CRIU finds them only if told."""
+    against_precopy: tuple[Reason, ...] = ()
+    """What stands against that strategy on this host."""
     notes: tuple[str, ...] = ()
     """What will not be exactly as before, each a sentence."""
 

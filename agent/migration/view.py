@@ -22,6 +22,7 @@ from agent.network.namespace import in_netns, is_ours
 NAMESPACES = ("pid", "user", "uts", "ipc", "cgroup", "time")
 """Those of which CRIU dumps one for the whole container; mount and network namespaces may be nested."""
 SEMAPHORE = "eventfd in semaphore mode"
+_MARKS = re.compile(r"/\d+/clear_refs$")
 _WATCH = re.compile(rb"^inotify .*?\bino:([0-9a-f]+) sdev:([0-9a-f]+)", re.MULTILINE)
 _UNIX = re.compile(r"^u_(\w+)\s+(\S+)\s+\d+\s+\d+\s+(.*) (\d+) \* (\d+)\s*$")
 # In /proc/net/tcp; the rest has no socket of a process behind it or is listening.
@@ -34,7 +35,8 @@ class OpenFile:
 
     fd: int
     kind: str
-    """anon, socket, char, block, renamed (a file whose name is gone and which has another one), or other."""
+    """anon, socket, char, block, renamed (a file whose name is gone and which has another one), marks (by which a
+    program has the kernel's marks of written pages taken away), or other."""
     name: str
     """Of an anonymous inode its type (io_uring, eventpoll), of a socket its protocol (TCP, MPTCP), else the path."""
     device: tuple[int, int] | None = None
@@ -184,6 +186,8 @@ def _classify(path: Path, target: str) -> OpenFile | None:
         kind = "char" if stat.S_ISCHR(found.st_mode) else "block" if stat.S_ISBLK(found.st_mode) else ""
         device = os.major(found.st_rdev), os.minor(found.st_rdev)
         return OpenFile(fd, kind, target, device) if kind else None
+    if _MARKS.search(target):
+        return OpenFile(fd, "marks", target)
     known = target.startswith(("/", "pipe:", "mnt:", "net:", "pid:", "user:", "uts:", "ipc:", "cgroup:", "time:"))
     return None if known else OpenFile(fd, "other", target)
 

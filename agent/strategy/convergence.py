@@ -3,12 +3,15 @@
 It is frozen when what is left, at the rate that was measured, and all that does not depend on it fit into the blackout
 that is allowed. Rounds, their time and their bytes are bounded. What does not get smaller is throttled step by step if
 that is allowed, then left to post-copy if that is, else given up: the container runs on.
+
+The same rule, gone through beforehand with what a container was seen to write, tells what its rounds would come to.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from agent.checkpoint.dirty import Written
 from protocol.status import Round
 
 FIXED_MS = 500.0
@@ -25,6 +28,8 @@ LITTLE = 0.01
 """Of its memory: where no blackout is asked for, less than that is not worth another round."""
 STEP = 20
 """Per cent, between two steps of the throttle."""
+ROUND_SECONDS = 0.5
+"""What a round takes of little memory: runc and CRIU start, and look at the tasks."""
 
 
 class Then(StrEnum):
@@ -91,6 +96,42 @@ def verdict(done: Sequence[Round], memory: int, wishes: Wishes, bounds: Bounds |
         return Verdict(Then.THROTTLE, more, f"it does not get smaller; throttled by {more} %")
     why = spent or "it writes faster than that can be sent"
     return Verdict(Then.POSTCOPY if wishes.postcopy else Then.GIVE_UP, throttled, why)
+
+
+@dataclass(frozen=True, slots=True)
+class Ahead:
+    """What its rounds would meet."""
+
+    memory: int
+    written: Written
+    rate: float
+    """Bytes a second while it runs, which may be limited."""
+    frozen_rate: float
+    """And while it is frozen, when nothing is."""
+    fixed_ms: float = FIXED_MS
+
+
+def foresee(ahead: Ahead, wishes: Wishes, bounds: Bounds | None = None) -> Round:
+    """The last of its rounds, as they would be."""
+    found, left, done = Verdict(Then.ROUND), ahead.memory, list[Round]()
+    while found.then in (Then.ROUND, Then.THROTTLE):
+        sent, seconds = left, ROUND_SECONDS + left / min(ahead.rate, CRIU_RATE)
+        left = min(ahead.memory, int(ahead.written.after(seconds) * (1 - found.throttle / 100)))
+        done.append(
+            Round(
+                number=len(done) + 1,
+                bytes=sent,
+                file_bytes=0,
+                ms=seconds * 1000,
+                frozen_ms=0,
+                left_bytes=left,
+                rate=ahead.frozen_rate,
+                predicted_ms=ahead.fixed_ms + memory_ms(left, ahead.frozen_rate, ahead.memory),
+                throttled=found.throttle,
+            )
+        )
+        found = verdict(done, ahead.memory, wishes, bounds)
+    return done[-1]
 
 
 def _spent(done: Sequence[Round], memory: int, bounds: Bounds) -> str:

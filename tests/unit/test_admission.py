@@ -11,7 +11,7 @@ import pytest
 from agent.checkpoint import proc
 from agent.migration import admission
 from agent.migration.admission import Reserved
-from protocol.errors import ErrorCode
+from protocol.errors import ErrorCode, Why
 from tests.unit import moves
 from tests.unit.moves import TARGET, FakeDocker, FakeJournal, FakeShell
 
@@ -53,3 +53,18 @@ async def test_promised_disk_is_not_there_for_the_next(host: Any) -> None:
 async def test_there_is_a_limit_to_moves_at_once(host: Any) -> None:
     assert await codes(host, Reserved("one", 0, 0)) == []
     assert await codes(host, Reserved("one", 0, 0), Reserved("two", 0, 0)) == [ErrorCode.BUSY]
+
+
+@pytest.mark.parametrize(("mib", "cold", "rounds"), [(250, [], []), (400, [], [Why.NO_MEMORY])])
+async def test_rounds_of_pre_copy_need_room_for_the_memory_once_more(
+    host: Any, mib: int, cold: list[Why], rounds: list[Why], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def of_the_same_kind(*_: object) -> tuple[()]:
+        return ()
+
+    monkeypatch.setattr(admission, "_processor", of_the_same_kind)
+    offer = moves.offer(memory_bytes=mib * MIB)
+    here = admission.Here(host.docker, moves.ENGINE, frozenset(), ())
+    judged = await admission.judge(host, offer, [], 64 * MIB, here)
+    assert [each.why for each in judged.reasons if each.why is Why.NO_MEMORY] == cold
+    assert [each.why for each in judged.precopy] == rounds

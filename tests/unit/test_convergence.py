@@ -6,7 +6,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
-from agent.strategy.convergence import FIXED_MS, Bounds, Then, Verdict, Wishes, memory_ms, verdict
+from agent.checkpoint.dirty import Written
+from agent.strategy.convergence import (
+    FIXED_MS,
+    Ahead,
+    Bounds,
+    Then,
+    Verdict,
+    Wishes,
+    foresee,
+    memory_ms,
+    verdict,
+)
 from protocol.status import Round
 
 MIB = 1 << 20
@@ -122,3 +133,45 @@ def test_whatever_it_writes_rounds_end_and_what_is_frozen_fits(
     if found.then is Then.FREEZE and limit is not None:
         assert done[-1].predicted_ms <= limit
     assert found.then is not Then.POSTCOPY or postcopy
+
+
+def ahead(soon: float, later: float, rate: float = RATE) -> Ahead:
+    return Ahead(MEMORY, Written(int(soon), 0.5, int(later), 1.0), rate, RATE)
+
+
+def test_what_it_was_seen_to_write_tells_how_its_rounds_would_end() -> None:
+    again_and_again = foresee(ahead(20 * MIB, 20 * MIB), Wishes(1000))
+    assert again_and_again.left_bytes == 20 * MIB, "as often as it writes there: it goes once"
+    assert again_and_again.predicted_ms <= 1000
+    goes_on = foresee(ahead(20 * MIB, 40 * MIB), Wishes(900))
+    assert 20 * MIB < goes_on.left_bytes < 40 * MIB, "40 MiB a second, over a link of 100"
+    assert goes_on.number > again_and_again.number
+
+
+def test_one_that_writes_faster_than_the_link_is_foreseen_not_to_fit() -> None:
+    last = foresee(ahead(100 * MIB, 200 * MIB), Wishes(1000))
+    assert (last.left_bytes, last.number) == (MEMORY, 2)
+    assert last.predicted_ms > 1000
+
+
+def test_a_limit_on_what_is_sent_while_it_runs_holds_for_rounds_and_not_for_the_freeze() -> None:
+    slow, fast = (foresee(ahead(MIB, 11 * MIB, rate), Wishes(850)) for rate in (10 * MIB, RATE))
+    assert fast.predicted_ms <= 850 < slow.predicted_ms
+    assert slow.left_bytes > 10 * fast.left_bytes
+    assert slow.rate == RATE
+
+
+def test_slowing_down_is_foreseen_as_far_as_it_is_allowed() -> None:
+    writer = ahead(60 * MIB, 120 * MIB)
+    assert foresee(writer, Wishes(1600, throttle=30)).predicted_ms > 1600
+    slowed = foresee(writer, Wishes(1600, throttle=99))
+    assert slowed.predicted_ms <= 1600
+    assert slowed.throttled == 60
+
+
+@given(soon=some.integers(0, MEMORY), later=some.integers(0, MEMORY), limit=some.integers(1, 20_000))
+def test_whatever_was_seen_the_rounds_that_are_foreseen_end(soon: int, later: int, limit: int) -> None:
+    last = foresee(ahead(soon, later), Wishes(limit))
+    assert 0 <= last.left_bytes <= MEMORY
+    assert last.number <= Bounds().rounds
+    assert last.predicted_ms <= limit or last.number > 1

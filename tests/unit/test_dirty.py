@@ -43,3 +43,36 @@ def test_a_process_s_own_memory_is_looked_at_and_one_that_has_ended_has_none() -
     assert total >= 4 << 20
     assert 0 <= left <= total + (64 << 20)
     assert dirty.written_bytes(Path("/proc/0")) == 0
+
+
+async def test_a_container_is_watched_between_two_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    seen = iter([(100, 3 << 20), (100, 5 << 20)])
+
+    def look(pid: int, tasks: list[int]) -> tuple[int, int]:
+        done.append(f"look at {pid}: {tasks}")
+        return next(seen)
+
+    monkeypatch.setattr(dirty, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(dirty, "_take_away", lambda tasks: done.append(f"take away {tasks}"))
+    monkeypatch.setattr(dirty, "look", look)
+    written = await dirty.watch(7, iter([7, 8]))
+    assert done == ["take away [7, 8]", "look at 7: [7, 8]", "look at 7: [7, 8]"]
+    assert (written.soon, written.later) == (3 << 20, 5 << 20)
+    assert 0 < written.soon_seconds < written.later_seconds
+
+
+def test_what_is_written_in_longer_goes_on_as_between_the_looks() -> None:
+    written = dirty.Written(10, 0.5, 30, 1.0)
+    assert (written.after(0.1), written.after(0.5), written.after(2.5)) == (10, 10, 90)
+    assert dirty.Written(30, 0.5, 10, 1.0).after(60) == 30, "it has given memory back meanwhile"
+
+
+def test_marks_are_taken_away_and_come_back_where_the_kernel_has_them() -> None:
+    ballast = mmap.mmap(-1, 1 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    ballast.write(bytes(1 << 20))
+    before = dirty.written_bytes(Path("/proc/self"))
+    dirty._take_away([os.getpid(), 1 << 30])
+    after = dirty.written_bytes(Path("/proc/self"))
+    assert after < before or before == 0
+    assert bytes(ballast[:4]) == bytes(4), "nothing else has changed"

@@ -10,6 +10,7 @@ WAITS = {
     "agent/announcer.py": "this host's own load: /proc has no event for it",
     "agent/base/tasks.py": "tries again what has failed; what is tried is the caller's",
     "agent/check/keeper.py": "events that come in crowds, each waits for the next",
+    "agent/checkpoint/dirty.py": "what is written meanwhile, for a second, once",
     "agent/checkpoint/freezer.py": "the kernel's freezer: cgroup v1 has no event for it",
     "agent/checkpoint/resume.py": "threads that are to stop for ptrace, for two seconds at most",
     "agent/checkpoint/segments.py": "files that CRIU is writing",

@@ -7,7 +7,14 @@ import pytest
 
 from agent.doors.docker_model import Container, Exec, Summary
 from agent.migration import view as views
-from agent.migration.obstacles import belongings_against, bound_against, obstacles, shared_volumes, warnings
+from agent.migration.obstacles import (
+    belongings_against,
+    bound_against,
+    marks_against,
+    obstacles,
+    shared_volumes,
+    warnings,
+)
 from agent.migration.view import OpenFile, Process, UnixSocket, View
 from agent.network.sockets import Bound
 from protocol.errors import ErrorCode
@@ -212,6 +219,7 @@ def test_a_nested_namespace_is_named() -> None:
         OpenFile(3, "char", "/dev/pts/0", (136, 0)),
         OpenFile(3, "char", "/dev/ptmx", (5, 2)),
         OpenFile(3, "char", "/dev/net/tun", (10, 200)),
+        OpenFile(3, "marks", "/proc/1/clear_refs"),
     ],
 )
 def test_what_criu_carries(opened: OpenFile) -> None:
@@ -240,6 +248,15 @@ def test_what_criu_can_not_carry(opened: OpenFile, said: str, hint: str) -> None
     [reason] = obstacles(container(), files(opened, opened))
     assert said in reason.message
     assert hint in reason.hint
+
+
+def test_who_looks_itself_at_what_it_has_written_does_not_go_by_pre_copy() -> None:
+    [reason] = marks_against(
+        files(OpenFile(3, "marks", "/proc/1/clear_refs"), OpenFile(4, "marks", "/proc/1/clear_refs"))
+    )
+    assert "app looks itself at what it has written" in reason.message
+    assert "--strategy cold" in reason.hint
+    assert list(marks_against(files(OpenFile(3, "anon", "eventpoll")))) == []
 
 
 def test_watches_with_a_path_are_no_obstacle_and_those_without_are() -> None:

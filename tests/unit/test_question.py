@@ -24,6 +24,7 @@ from tests.unit import moves
 
 TAKEN, TTY = against(Why.PORT_TAKEN, "taken"), against(Why.TERMINAL, "tty")
 LAZY = against(Why.NO_POSTCOPY, "no userfaultfd")
+NO_ROOM, NO_MARKS = against(Why.NO_MEMORY, "2 GiB are needed"), against(Why.NO_PRECOPY, "no marks")
 
 
 class Peer:
@@ -56,6 +57,7 @@ class Room:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *peers: Peer, names: Sequence[str] = ("web",)) -> None:
         self.peers = {peer.name: peer for peer in peers}
         self.here: tuple[Reason, ...] = ()
+        self.precopy: tuple[Reason, ...] = ()
         self.moving: Any = None
         self.statuses = {
             name: HostStatus(host=name, online=True, engine=Engine(docker="28")) for name in (*self.peers, "alpha")
@@ -86,6 +88,7 @@ class Room:
             cgroup=SimpleNamespace(tasks=lambda: [1]),
             offer=moves.offer(source="alpha", container_id=request.container, memory_bytes=1 << 20),
             notes=("a note",),
+            against_precopy=self.precopy,
         )
         return Examined(cast("Any", SimpleNamespace(name="web")), self.here, cast("Any", subject))
 
@@ -107,7 +110,8 @@ class Room:
 async def test_a_host_that_takes_it_by_any_strategy(monkeypatch: pytest.MonkeyPatch) -> None:
     beta = Peer("beta")
     found = await Room(monkeypatch, beta).of("beta")
-    assert (found.verdict, set(found.blackout_ms)) == (Verdict.YES, {"cold", "postcopy"})
+    assert (found.verdict, set(found.blackout_ms)) == (Verdict.YES, {"cold", "precopy", "postcopy"})
+    assert found.blackout_ms["cold"] == pytest.approx(100, abs=5), "by what its last moves have shown"
     [offer] = beta.offers
     assert offer.target == "beta"
     assert offer.sent_at is not None
@@ -117,8 +121,16 @@ async def test_a_host_that_takes_it_by_any_strategy(monkeypatch: pytest.MonkeyPa
 async def test_a_host_without_postcopy_takes_it_cold_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     found = await Room(monkeypatch, Peer("beta", said=Against(postcopy=(LAZY,)))).of("beta")
     assert (found.verdict, found.reasons) == (Verdict.COLD, (LAZY,))
-    assert "cold" in found.blackout_ms
-    assert "postcopy" not in found.blackout_ms
+    assert set(found.blackout_ms) == {"cold", "precopy"}
+
+
+async def test_pre_copy_is_predicted_where_both_sides_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    room = Room(monkeypatch, Peer("beta", said=Against(precopy=(NO_ROOM,))), Peer("gamma"))
+    there = await room.of("beta")
+    assert (there.verdict, set(there.blackout_ms), there.reasons) == (Verdict.YES, {"cold", "postcopy"}, ())
+    assert set((await room.of("gamma")).blackout_ms) == {"cold", "precopy", "postcopy"}
+    room.precopy = (NO_MARKS,)
+    assert set((await room.of("gamma")).blackout_ms) == {"cold", "postcopy"}
 
 
 async def test_reasons_of_both_sides_are_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,6 +32,9 @@ def opened() -> Iterator[dict[int, str]]:
         watch = libc.inotify_init1(0)
         stack.callback(os.close, watch)
         expected[watch] = "inotify"
+        marks = os.open("/proc/self/clear_refs", os.O_WRONLY)
+        stack.callback(os.close, marks)
+        expected[marks] = f"/proc/{os.getpid()}/clear_refs"
         null = stack.enter_context(open("/dev/null", "rb"))
         expected[null.fileno()] = "/dev/null"
         yield expected
