@@ -280,7 +280,7 @@ _ROWS: Final = (
         Why.NO_POSTCOPY,
         ErrorCode.INCOMPATIBLE,
         Of.PEER,
-        "post-copy can't be had: cold only",
+        "post-copy can't be had; other strategies can",
         "a kernel with userfaultfd; with userns-remap `vm.unprivileged_userfaultfd=1`",
     ),
     (

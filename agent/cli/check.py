@@ -19,7 +19,7 @@ from protocol.status import HostStatus
 AT_ONCE: Final = 4
 """Hosts that are asked."""
 STYLES: Final = {Verdict.YES: "green", Verdict.COLD: "yellow", Verdict.NO: "red"}
-SAYS: Final = {Verdict.YES: "yes", Verdict.COLD: "only cold", Verdict.NO: "no"}
+SAYS: Final = {Verdict.YES: "yes", Verdict.COLD: "not by post-copy", Verdict.NO: "no"}
 
 
 async def check(controller: Controller, out: Out, container: str | None, to: str | None, source: str | None) -> int:
