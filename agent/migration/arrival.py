@@ -1,10 +1,9 @@
 """What has come of a container at its target: taken in, checked against the manifest, and proved to be restored."""
 
-import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from agent.base.errors import CorruptPart, Refused, RestoreFailed, StepFailed
+from agent.base.errors import CorruptPart, RestoreFailed, StepFailed
 from agent.checkpoint import freezer, proc
 from agent.checkpoint.criu import tasks_in
 from agent.checkpoint.segments import SegmentWriter
@@ -15,7 +14,6 @@ from agent.migration.host import Host
 from agent.migration.run import Run
 from agent.prework.stream import unpacked
 from agent.runtime import handover
-from protocol.errors import ErrorCode
 from protocol.peer import Manifest, Offer, SentPart
 
 IMAGE_ROOM = 64 << 20
@@ -23,7 +21,6 @@ IMAGE_ROOM = 64 << 20
 IMAGE_FACTOR = 1.25
 DESCRIPTORS, MOST_DESCRIPTORS = "descriptors.json", 64 << 10
 """runc's own image, which it writes before it calls CRIU."""
-MOST_PROBE_BYTES, PROBE_STEP = 64 << 20, 16 << 10
 ASIDE = {handover.INVENTORY: handover.INVENTORY_THERE}
 """CRIU waits for this image, and takes it for the sign that all are there."""
 
@@ -34,26 +31,6 @@ def image_room(offer: Offer) -> int:
     Of rounds of pre-copy all memory may be there twice: until a round is whole, what it replaces is kept.
     """
     return int(offer.memory_bytes * (IMAGE_FACTOR + offer.rounds)) + IMAGE_ROOM
-
-
-async def link_rate(stream: Stream) -> float:
-    """Bytes a second at which it comes, by its second half: a connection begins slowly, or a link lets a burst through.
-
-    Raises:
-        Refused: it is more than any measurement needs.
-
-    """
-    marks: list[tuple[float, int]] = []
-    async for _ in aiter(stream):
-        if stream.bytes > MOST_PROBE_BYTES:
-            raise Refused(ErrorCode.BAD_COMMAND, "that is more than any measurement needs")
-        if not marks or stream.bytes - marks[-1][1] >= PROBE_STEP:
-            marks.append((time.monotonic(), stream.bytes))
-    ended = time.monotonic()
-    if not marks:
-        return 1.0
-    began, before = next((mark for mark in marks if mark[1] * 2 >= stream.bytes), marks[-1])
-    return max(stream.bytes - before, 1) / max(ended - began, 1e-4)
 
 
 async def take_segments(

@@ -17,7 +17,7 @@ from agent.doors.docker import unavailable
 from agent.doors.pages import WebSocket
 from agent.doors.peer_server import Stream
 from agent.migration import admission, machine, restarting, thrown_away
-from agent.migration.arrival import image_room, link_rate
+from agent.migration.arrival import image_room
 from agent.migration.host import Host
 from agent.migration.journal import Entry
 from agent.migration.machine import OnRestart, Role
@@ -53,6 +53,7 @@ LEASE_SECONDS = 20.0
 
 A source that is busy with itself says that it is alive (leaving.tell_alive).
 """
+MOST_PROBE_BYTES = 64 << 20
 TAKES_PARTS = (Phase.RESERVED, Phase.STAGED)
 """From the restore on nothing is written any more: it would be written to what is proved, or runs."""
 ASK_AFTER_SECONDS = 2.0
@@ -98,9 +99,15 @@ class Targets:
 
     async def probe(self, peer: str, stream: Stream) -> Probed:
         """How fast it comes, and what its source may want to know before it offers something."""
-        rate = await link_rate(stream)
+        began, first = 0.0, 0
+        async for chunk in aiter(stream):
+            if not began:  # the beginning of a connection says nothing
+                began, first = time.monotonic(), len(chunk)
+            if stream.bytes > MOST_PROBE_BYTES:
+                raise Refused(ErrorCode.BAD_COMMAND, "that is more than any measurement needs")
+        seconds = max(time.monotonic() - began, 1e-4) if began else 1.0
         against = next(admission.against_postcopy(await self._host.engine()), None)
-        return Probed(rate=rate, against_postcopy=against.message if against else "")
+        return Probed(rate=max(stream.bytes - first, 1) / seconds, against_postcopy=against.message if against else "")
 
     async def check(self, peer: str, question: Question) -> Checked:
         """What would be said of these offers; nothing is reserved."""

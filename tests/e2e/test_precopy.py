@@ -113,6 +113,40 @@ async def in_round(move: Moving, number: int) -> MigrationStatus:
     raise AssertionError("it has ended without a word")
 
 
+async def test_auto_takes_it_where_cold_would_take_too_long(moves: Cluster) -> None:
+    """The first of these: what pre-copy adds to the blackout here is known by nothing yet."""
+    name, limit = "chosen", int(1500 + 500 * PATIENCE)
+    async with sweeper(moves, name, mib=160, hot_mib=1, pause=0.02):
+        reply = await moves.migrate(name, A, B, compress="none", max_blackout_ms=limit)
+        assert reply.kind is ReplyKind.FINISHED, reply.error
+        report = reply.report
+        assert report is not None
+        print(report.reason, *report.rounds, report.predicted_blackout_ms, report.blackout_ms, sep="\n")
+        assert report.strategy == "precopy", report.reason
+        assert "; cold would take" in report.reason
+        assert (report.predicted_blackout_ms or 0) <= limit
+        assert report.rounds[-1].predicted_ms <= limit
+        assert report.rounds[0].bytes > 160 << 20
+        assert report.frozen_memory_bytes <= (160 << 20) / 10
+        await sweeps_on(moves[B], name)
+        await clean(moves, A, B)
+
+
+async def test_auto_refuses_what_is_seen_to_write_too_much(moves: Cluster) -> None:
+    """Before anything is begun; what it writes is looked at for a second."""
+    name = "not-chosen"
+    async with sweeper(moves, name, mib=24, hot_mib=24, pause=0):
+        reply = await moves.migrate(name, A, B, compress="none", max_blackout_ms=600)
+        assert reply.error is not None
+        print(reply.error.message, reply.error.hint, sep="\n")
+        assert reply.error.code is ErrorCode.BLACKOUT_TOO_LONG, reply.error
+        assert reply.error.consequence is Consequence.UNTOUCHED
+        assert "precopy would take" in reply.error.message
+        assert "--throttle" in reply.error.hint
+        await sweeps_on(moves[A], name)
+        await clean(moves, A, B)
+
+
 async def test_of_one_that_writes_little_only_a_little_is_left_for_the_freeze(moves: Cluster) -> None:
     name = "writes-little"
     async with sweeper(moves, name, mib=MIB, hot_mib=1, pause=0.02):
@@ -126,39 +160,6 @@ async def test_of_one_that_writes_little_only_a_little_is_left_for_the_freeze(mo
         assert report.frozen_memory_bytes <= (MIB << 20) / 10
         assert name not in moves[A].docker("ps", "--all", "--format", "{{.Names}}").split()
         await sweeps_on(moves[B], name)
-        await clean(moves, A, B)
-
-
-async def test_auto_takes_it_where_cold_would_take_too_long(moves: Cluster) -> None:
-    name = "chosen"
-    async with sweeper(moves, name, mib=40, hot_mib=1, pause=0.02):
-        with slow_link(moves):
-            reply = await moves.migrate(name, A, B, **SLOW)
-        assert reply.kind is ReplyKind.FINISHED, reply.error
-        report = reply.report
-        assert report is not None
-        print(report.reason, *report.rounds, report.predicted_blackout_ms, report.blackout_ms, sep="\n")
-        assert report.strategy == "precopy", report.reason
-        assert "; cold would take" in report.reason
-        assert (report.predicted_blackout_ms or 0) <= SLOW["max_blackout_ms"]
-        assert report.rounds[0].bytes > 40 << 20
-        assert report.frozen_memory_bytes <= (40 << 20) / 10
-        await sweeps_on(moves[B], name)
-        await clean(moves, A, B)
-
-
-async def test_auto_refuses_what_is_seen_to_write_faster_than_the_link(moves: Cluster) -> None:
-    """Before anything is begun; what it writes is looked at for a second."""
-    name = "not-chosen"
-    async with sweeper(moves, name, mib=24, hot_mib=24, pause=0):
-        with slow_link(moves):
-            reply = await moves.migrate(name, A, B, **SLOW)
-        assert reply.error is not None
-        print(reply.error.message, reply.error.hint, sep="\n")
-        assert reply.error.code is ErrorCode.BLACKOUT_TOO_LONG, reply.error
-        assert reply.error.consequence is Consequence.UNTOUCHED
-        assert "precopy would take" in reply.error.message
-        await sweeps_on(moves[A], name)
         await clean(moves, A, B)
 
 

@@ -16,8 +16,7 @@ from agent.checkpoint import segments
 from agent.checkpoint.segments import END, SegmentWriter, header, padding
 from agent.doors.peer_server import Stream
 from agent.migration import admission, belongings
-from agent.migration.arrival import MOST_PROBE_BYTES
-from agent.migration.targets import Targets
+from agent.migration.targets import MOST_PROBE_BYTES, Targets
 from agent.prework.container_log import FRAME, FrameCheck
 from agent.runtime import restore
 from protocol.errors import ErrorCode

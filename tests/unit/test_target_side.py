@@ -1,10 +1,8 @@
-"""What a target looks at before it writes or kills: bind mounts, pins, cgroups, tasks in a dump; how fast a link is."""
+"""What a target looks at before it writes or kills: bind mounts, pins, cgroups, the list of tasks in a dump."""
 
 import os
 import struct
-from collections.abc import AsyncIterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -13,8 +11,7 @@ from agent.base.protobuf import packed
 from agent.checkpoint import criu, freezer, proc
 from agent.checkpoint.freezer import Cgroup
 from agent.checkpoint.proc import Task
-from agent.doors.peer_server import Stream
-from agent.migration import arrival, belongings, pins
+from agent.migration import belongings, pins
 from agent.prework import init
 from agent.runtime import restore
 from protocol.peer import Volume
@@ -190,30 +187,3 @@ async def test_the_program_of_init_is_kept_by_its_hash(tmp_path: Path, monkeypat
         await init.keep("0" * 64, chunks(b"abc"))
     assert [path.name for path in (tmp_path / "init").iterdir()] == [digest]
     assert init.digest_of(os.getpid()) == "", "this is no docker-init"
-
-
-# How fast a link is
-
-
-@pytest.mark.parametrize(
-    ("bursts", "rate"),
-    [
-        ([(256, 0.0)] + [(64, 0.025)] * 4, 64 / 0.025),  # a shaper has let the first half through
-        ([(16, 0.1)] * 4 + [(64, 0.001)] * 64, 64 / 0.001),  # a connection that begins slowly
-        ([(64, 0.01)] * 8, 64 / 0.01),
-        ([(1, 0.5)], 1 / 1024 / 1e-4),  # of one alone nothing can be told
-        ([], 1 / 1024),
-    ],
-)
-async def test_a_link_is_as_fast_as_the_second_half_of_what_comes(
-    bursts: list[tuple[int, float]], rate: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    clock = SimpleNamespace(now=100.0)
-
-    async def come() -> AsyncIterator[bytes]:
-        for kib, seconds in bursts:
-            clock.now += seconds
-            yield bytes(kib << 10)
-
-    monkeypatch.setattr(arrival, "time", SimpleNamespace(monotonic=lambda: clock.now))
-    assert await arrival.link_rate(Stream(come())) == pytest.approx(rate * 1024)
