@@ -20,6 +20,7 @@ from lab.naming import CGROUP
 from lab.shell import LabError
 
 _LEAF = "processes"
+_LOOKS = 20
 # Moves itself into each folder up to `--`, then becomes the command after it.
 _JOIN = 'while [ "$1" != -- ]; do echo $$ >"$1/cgroup.procs"; shift; done; shift; exec "$@"'
 
@@ -63,8 +64,11 @@ def settle(record: Path) -> None:
         if not (folder / "cgroup.controllers").exists():
             continue
         (folder / _LEAF).mkdir(exist_ok=True)
-        for process in (folder / "cgroup.procs").read_text().split():
-            _write(folder / _LEAF / "cgroup.procs", process)
+        for _ in range(_LOOKS):  # one that was begun just now is still where its parent was
+            for process in (left := (folder / "cgroup.procs").read_text().split()):
+                _write(folder / _LEAF / "cgroup.procs", process)
+            if not left:
+                break
         _hand_controllers_on(folder)
 
 
