@@ -43,8 +43,9 @@ exec nsenter --net=/proc/"$pid"/ns/net /bin/sh -e "$1" "$pid"
 """
 
 FIRST = """\
-nft -f {folder}/{lock}
+nft -f {folder}/{lock} & nft=$!
 ip -batch {folder}/{addresses}
+wait $nft
 # a socket may be bound to an address that is not there yet, or not any more (identity.bind_as_usual)
 printf 1 >/proc/sys/net/ipv4/ip_nonlocal_bind
 . {folder}/{sysctls}
