@@ -64,7 +64,10 @@ async def test_host_that_nobody_listens_for_is_refused_at_once(controller: Contr
     assert caught.value.code is ErrorCode.HOST_OFFLINE
 
 
-async def test_silent_host_is_given_up(controller: Controller, mosquitto: Mosquitto, stranger: Connect) -> None:
+async def test_silent_host_is_given_up(
+    controller: Controller, mosquitto: Mosquitto, stranger: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.cli.controller.SLACK_SECONDS", 0.2)
     async with stranger(mosquitto) as client:
         await client.subscribe(topics.command("node-x"))
         with pytest.raises(NoAnswer, match="node-x did not answer within 1 s"):

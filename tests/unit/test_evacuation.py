@@ -14,7 +14,7 @@ from agent.base.errors import AgentError, Cancelled, ContainerGone, Refused, Res
 from agent.migration.host import Host
 from agent.migration.run import Run
 from agent.migration.sources import Peers, Sources
-from agent.shutdown import evacuation, survey
+from agent.shutdown import evacuation, planner, survey
 from agent.shutdown.evacuation import Around, Evacuation, Order
 from agent.shutdown.places import Leaving
 from protocol.base import utc_now
@@ -153,6 +153,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     monkeypatch.setattr(survey, "alive", alive)
     monkeypatch.setattr(survey, "look", look)
     monkeypatch.setattr(Host, "engine", engine)
+    monkeypatch.setattr(planner, "SETUP_SECONDS", 0.2)
     monkeypatch.setattr("agent.shutdown.row.report", lambda run: REPORT)
     monkeypatch.setattr("agent.shutdown.evacuation.os.uname", lambda: Uname())
     return made
@@ -258,7 +259,7 @@ async def test_who_is_turned_away_is_tried_again(world: World) -> None:
 
 async def test_at_the_deadline_nothing_more_is_begun_and_what_can_be_is_taken_back(world: World) -> None:
     world.leaving[-1] = one("dd", 2000)
-    task = world.evacuate(parallel=3, deadline=utc_now() + timedelta(seconds=2.7))
+    task = world.evacuate(parallel=3, deadline=utc_now() + timedelta(seconds=0.9))
     taken_back, decided, third = await world.until(3)
     decided.phase = Phase.COMMITTED
     await world.end(third)
@@ -286,7 +287,7 @@ async def test_what_was_not_begun_yet_at_the_deadline_is_left(world: World, monk
         await asyncio.Event().wait()
 
     monkeypatch.setattr(world, "start", never)
-    task = world.evacuate(containers=frozenset({world.leaving[0].id}), deadline=utc_now() + timedelta(seconds=2.7))
+    task = world.evacuate(containers=frozenset({world.leaving[0].id}), deadline=utc_now() + timedelta(seconds=0.9))
     async with asyncio.timeout(5):
         await asked.wait()
     status = await finish(task)

@@ -11,7 +11,7 @@ from tests.fuzz.seeds import seeds
 from tests.fuzz.targets import TARGETS
 
 SEEDS = seeds()
-EXAMPLES = 100
+EXAMPLES = 50
 quick = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
 
 cuts = some.tuples(some.integers(0, 1 << 16), some.integers(0, 40), some.binary(max_size=40))

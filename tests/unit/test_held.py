@@ -107,7 +107,8 @@ async def test_a_start_that_has_returned_is_no_end_of_the_restore() -> None:
     assert await hearing == "held"
 
 
-async def test_a_runtime_that_ends_without_a_word_is_one() -> None:
+async def test_a_runtime_that_ends_without_a_word_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(held, "WORD_SECONDS", 0.1)
     said, start = _Said(), asyncio.create_task(_start())
     said.over.set()
     assert await held.next_word(cast("HandOver", said), start, asyncio.Event(), ("held",)) == ""

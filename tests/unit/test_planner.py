@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as some
 
 from agent.shutdown import labels, planner
@@ -232,11 +232,15 @@ def clusters(draw: Callable[..., Any]) -> tuple[Origin, list[Leaving], Wanted]:
     )
 
 
+quick = settings(max_examples=60)
+
+
 def most_at_once(plan: Plan, target: str) -> int:
     times = [(each.begins_s, each.ends_s) for each in plan.going if each.to == target]
     return max((sum(begin <= at < end for begin, end in times) for at, _ in times), default=0)
 
 
+@quick
 @given(clusters())
 def test_no_target_is_given_more_than_it_has_free(drawn: tuple[Origin, list[Leaving], Wanted]) -> None:
     source, leaving, wanted = drawn
@@ -254,6 +258,7 @@ def test_no_target_is_given_more_than_it_has_free(drawn: tuple[Origin, list[Leav
             assert by_then + sum(under_way) <= free
 
 
+@quick
 @given(clusters())
 def test_each_is_placed_once_or_told_why_not_and_why_not_elsewhere(drawn: tuple[Origin, list[Leaving], Wanted]) -> None:
     source, leaving, wanted = drawn
@@ -273,6 +278,7 @@ def test_each_is_placed_once_or_told_why_not_and_why_not_elsewhere(drawn: tuple[
             )
 
 
+@quick
 @given(clusters())
 def test_nobody_is_sent_where_it_may_not_go(drawn: tuple[Origin, list[Leaving], Wanted]) -> None:
     source, leaving, wanted = drawn
@@ -289,6 +295,7 @@ def test_nobody_is_sent_where_it_may_not_go(drawn: tuple[Origin, list[Leaving], 
         assert wanted.seconds is None or each.ends_s <= wanted.seconds
 
 
+@quick
 @given(clusters())
 def test_no_more_are_under_way_than_wanted_and_taken(drawn: tuple[Origin, list[Leaving], Wanted]) -> None:
     source, leaving, wanted = drawn
@@ -300,6 +307,7 @@ def test_no_more_are_under_way_than_wanted_and_taken(drawn: tuple[Origin, list[L
         assert most_at_once(plan, target.name) <= max(1, target.status.migrations_limit - target.underway)
 
 
+@quick
 @given(clusters(), some.randoms(use_true_random=False))
 def test_the_plan_does_not_depend_on_the_order_in_which_things_are_told(
     drawn: tuple[Origin, list[Leaving], Wanted], shuffled: random.Random
@@ -312,6 +320,7 @@ def test_the_plan_does_not_depend_on_the_order_in_which_things_are_told(
     assert planner.plan(replace(source, others=tuple(others)), again, wanted) == planner.plan(source, leaving, wanted)
 
 
+@quick
 @given(clusters())
 def test_without_one_that_was_left_the_others_go_where_they_went(drawn: tuple[Origin, list[Leaving], Wanted]) -> None:
     source, leaving, wanted = drawn

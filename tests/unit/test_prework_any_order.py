@@ -14,6 +14,7 @@ from agent.prework.tree import Source
 from tests.unit.test_prework_support import (
     applied,
     assert_same,
+    copies,
     exchange,
     let_the_clock_tick,
     overlays,
@@ -109,21 +110,25 @@ def image_of_names(root: Path) -> None:
 rounds = st.lists(st.lists(operation, max_size=12), min_size=2, max_size=4)
 
 
-@given(rounds=rounds)
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
-def test_any_changes_in_any_order_through_overlays(
-    tmp_path_factory: pytest.TempPathFactory, rounds: list[list]
-) -> None:
-    base = tmp_path_factory.mktemp("any")
-    lower = base / "image"
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    lower = tmp_path_factory.mktemp("images") / "image"
     lower.mkdir()
     image_of_names(lower)
-    with overlays(base, lower) as (here, there):
+    return copies(lower)
+
+
+@given(rounds=rounds)
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+def test_any_changes_in_any_order_through_overlays(
+    tmp_path_factory: pytest.TempPathFactory, images: list[Path], rounds: list[list]
+) -> None:
+    with overlays(tmp_path_factory.mktemp("any"), images) as (here, there):
         _rounds(here.source(), here.merged, there.merged, rounds)
 
 
 @given(rounds=rounds)
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 def test_any_changes_in_any_order_in_a_volume(tmp_path_factory: pytest.TempPathFactory, rounds: list[list]) -> None:
     base = tmp_path_factory.mktemp("any")
     source, target = base / "source", base / "target"

@@ -13,7 +13,7 @@ import pytest
 from agent.prework import content, tree
 from agent.prework.tree import Source
 from tests.unit import two_folders
-from tests.unit.test_prework_support import applied, assert_same, let_the_clock_tick, overlays, packed
+from tests.unit.test_prework_support import applied, assert_same, copies, let_the_clock_tick, overlays, packed
 
 source = pytest.fixture(two_folders.source)
 target = pytest.fixture(two_folders.target)
@@ -129,7 +129,7 @@ def test_without_writing_pages_out_that_store_would_be_missed(
 def test_store_through_a_mapping_in_an_overlay_is_seen(tmp_path: Path, options: str) -> None:
     (tmp_path / "image/dir").mkdir(parents=True)
     (tmp_path / "image/dir/mapped").write_bytes(bytes(8192))
-    with overlays(tmp_path, tmp_path / "image", options=options) as (here, there):
+    with overlays(tmp_path, copies(tmp_path / "image"), options=options) as (here, there):
         if not tree.ctime_is_trusted(str(here.upper)):
             pytest.skip("this file system does not see stores through mappings")
         if options:

@@ -2,6 +2,8 @@
 
 import os
 import shutil
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ import pytest
 from agent.prework import content
 from agent.prework.tree import Source
 from tests.unit.prework_changes import CHANGES, Change, append, image, write_sparse
-from tests.unit.test_prework_support import applied, assert_same, let_the_clock_tick, overlays, packed
+from tests.unit.test_prework_support import applied, assert_same, copies, let_the_clock_tick, overlays, packed
 
 MIB = 1 << 20
 pytestmark = pytest.mark.root
@@ -35,11 +37,27 @@ def restored() -> dict[str, Change]:
     }
 
 
-def run(tmp_path: Path, before: list[Change], between: list[Change], *, live_passes: int = 0) -> tuple[int, int]:
-    lower = tmp_path / "image"
+Run = Callable[..., tuple[int, int]]
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """The image, on two hosts."""
+    lower = tmp_path_factory.mktemp("images") / "image"
     lower.mkdir()
     image(lower)
-    with overlays(tmp_path, lower) as (here, there):
+    return copies(lower)
+
+
+@pytest.fixture
+def run(images: list[Path], tmp_path: Path) -> Run:
+    return partial(_run, images, tmp_path)
+
+
+def _run(
+    images: list[Path], tmp_path: Path, before: list[Change], between: list[Change], *, live_passes: int = 0
+) -> tuple[int, int]:
+    with overlays(tmp_path, images) as (here, there):
         for change in before:
             change(here.merged)
         let_the_clock_tick()
@@ -62,20 +80,20 @@ def run(tmp_path: Path, before: list[Change], between: list[Change], *, live_pas
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_change_before_the_first_pass_arrives(tmp_path: Path, name: str) -> None:
-    entries, _ = run(tmp_path, [CHANGES[name]], [])
+def test_change_before_the_first_pass_arrives(run: Run, name: str) -> None:
+    entries, _ = run([CHANGES[name]], [])
     assert entries == 0
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_change_between_the_passes_arrives(tmp_path: Path, name: str) -> None:
-    run(tmp_path, [], [CHANGES[name]])
+def test_change_between_the_passes_arrives(run: Run, name: str) -> None:
+    run([], [CHANGES[name]])
 
 
 @pytest.mark.parametrize("name", CHANGES)
 def test_change_to_what_was_already_copied_up_arrives(tmp_path: Path, name: str) -> None:
     """The image is empty: all files are in the writable layer, and were sent by the first pass."""
-    with overlays(tmp_path, _empty(tmp_path)) as (here, there):
+    with overlays(tmp_path, copies(_empty(tmp_path))) as (here, there):
         image(here.merged)
         let_the_clock_tick()
         stream, first = packed(here.source())
@@ -103,16 +121,16 @@ CONTRADICTORY = {
 }
 
 
-def test_all_changes_at_once_arrive(tmp_path: Path) -> None:
-    run(tmp_path, [], [change for name, change in CHANGES.items() if name not in CONTRADICTORY])
+def test_all_changes_at_once_arrive(run: Run) -> None:
+    run([], [change for name, change in CHANGES.items() if name not in CONTRADICTORY])
 
 
 @pytest.mark.parametrize("live_passes", [0, 1])
-def test_what_the_first_pass_saw_is_taken_back(tmp_path: Path, live_passes: int) -> None:
+def test_what_the_first_pass_saw_is_taken_back(run: Run, live_passes: int) -> None:
     names = ["a file is deleted", "a directory is deleted", "a directory becomes a file", "a file becomes a directory"]
     names += ["hard links are made", "a sparse file", "a directory hides the image's", "special files", "ACLs"]
     undone = restored()
-    run(tmp_path, [CHANGES[n] for n in names], list(undone.values()), live_passes=live_passes)
+    run([CHANGES[n] for n in names], list(undone.values()), live_passes=live_passes)
 
 
 def test_delta_of_a_big_file_is_its_changed_pieces(tmp_path: Path) -> None:
@@ -160,5 +178,5 @@ def test_a_file_that_grows_while_it_is_being_opened_is_patched_where_it_ends(
     assert last.data_bytes <= 256 << 10, "only what was added"
 
 
-def test_unchanged_tree_sends_nothing(tmp_path: Path) -> None:
-    assert run(tmp_path, list(CHANGES.values())[:3], []) == (0, 0)
+def test_unchanged_tree_sends_nothing(run: Run) -> None:
+    assert run(list(CHANGES.values())[:3], []) == (0, 0)

@@ -15,7 +15,7 @@ from tests.unit.test_prework_support import SMALL, applied, is_root, picture, wr
 
 
 @given(position=st.integers(0, len(STREAM) - 1), value=st.integers(0, 255), more=st.binary(max_size=40))
-@settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
 def test_damaged_stream_does_no_damage(
     tmp_path_factory: pytest.TempPathFactory, position: int, value: int, more: bytes
 ) -> None:
@@ -75,7 +75,7 @@ entries = st.builds(
 
 
 @given(st.lists(st.tuples(entries, st.integers(0, 2000), st.booleans()), max_size=12))
-@settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
 @example([(Entry(Kind.SYMLINK, "a", link="../outside"), 0, False), (Entry(Kind.FILE, "a/file"), 5, False)])
 @example([(Entry(Kind.SOCKET, "a"), 0, False), (Entry(Kind.PATCH, "a"), 0, False)])
 def test_any_stream_stays_inside(

@@ -162,7 +162,7 @@ def test_devices_are_made_where_they_are_allowed(box: Path) -> None:
 def test_hostile_stream_through_an_overlay_stays_inside(tmp_path: Path) -> None:
     (tmp_path / "image/var").mkdir(parents=True)
     (tmp_path / "image/var/run").symlink_to("/run")
-    with overlays(tmp_path, tmp_path / "image", count=1) as (here,):
+    with overlays(tmp_path, [tmp_path / "image"]) as (here,):
         with pytest.raises(CorruptPart):
             applied(here.merged, tar(file("var/run/transship-was-here")))
         assert not Path("/run/transship-was-here").exists()

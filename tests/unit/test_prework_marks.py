@@ -10,7 +10,7 @@ import pytest
 from agent.base.errors import StepFailed
 from agent.prework.tree import Source
 from tests.unit.prework_changes import image
-from tests.unit.test_prework_support import applied, assert_same, is_root, let_the_clock_tick, overlays, packed
+from tests.unit.test_prework_support import applied, assert_same, copies, is_root, let_the_clock_tick, overlays, packed
 
 MIB = 1 << 20
 pytestmark = pytest.mark.root
@@ -21,7 +21,7 @@ def test_renamed_directories_kept_as_references_come_from_the_merged_view(tmp_pa
     lower = tmp_path / "image"
     lower.mkdir()
     image(lower)
-    with overlays(tmp_path, lower, options=options) as (here, there):
+    with overlays(tmp_path, copies(lower), options=options) as (here, there):
         (here.merged / "moved").rename(here.merged / "kept/renamed")
         (here.merged / "kept/renamed/own").write_text("added below a reference")
         (here.merged / "full").rename(here.merged / "fuller")
@@ -50,7 +50,7 @@ def test_what_is_mounted_over_a_reference_is_left_out(tmp_path: Path) -> None:
         path.mkdir()
         image(path)
     (other / "secret").write_text("of the host")
-    with overlays(tmp_path, lower, options=",redirect_dir=on") as (here, there):
+    with overlays(tmp_path, copies(lower), options=",redirect_dir=on") as (here, there):
         (here.merged / "full").rename(here.merged / "fuller")
         mounted = [(other, here.merged / "fuller/sub"), (other / "secret", here.merged / "fuller/a")]
         for what, where in mounted:
@@ -69,7 +69,7 @@ def test_whiteouts_that_are_xattrs_are_whiteouts(tmp_path: Path) -> None:
     lower = tmp_path / "image"
     lower.mkdir()
     image(lower)
-    with overlays(tmp_path, lower) as (here, there):
+    with overlays(tmp_path, copies(lower)) as (here, there):
         (here.upper / "kept").mkdir()
         (here.upper / "kept/k").touch()
         os.setxattr(here.upper / "kept", "trusted.overlay.opaque", b"x")

@@ -28,10 +28,10 @@ MIB = 1 << 20
 def test_big_and_sparse_files_pass_through_little_memory(source: Path, target: Path) -> None:
     block = os.urandom(MIB)
     with (source / "random").open("wb") as file:
-        for _ in range(150):
+        for _ in range(60):
             file.write(block)
     with (source / "sparse").open("wb") as file:
-        for number in range(150):
+        for number in range(60):
             file.seek(2 * number * MIB)
             file.write(block)
     chunks = []

@@ -167,16 +167,22 @@ def _mount(lower: Path, base: Path, options: str) -> Overlay:
     return Overlay(upper, merged)
 
 
+def copies(lower: Path, count: int = 2) -> list[Path]:
+    """The same image on several hosts, as it were. Nothing that is mounted over it changes it."""
+    made = [lower.with_name(f"{lower.name}-{number}") for number in range(count)]
+    for each in made:
+        subprocess.run(["cp", "-a", str(lower), str(each)], check=True)
+    return made
+
+
 @contextmanager
-def overlays(base: Path, lower: Path, count: int = 2, options: str = "") -> Iterator[list[Overlay]]:
-    """The same image mounted on several hosts, as it were; each has its own copy of it."""
+def overlays(base: Path, images: Iterable[Path], options: str = "") -> Iterator[list[Overlay]]:
+    """Each of an image's copies mounted, as on a host of its own; the first one with these options."""
     if not is_root():
         pytest.skip("needs root")
     mounted: list[Overlay] = []
     try:
-        for number in range(count):
-            copy = base / f"lower-{number}"
-            subprocess.run(["cp", "-a", str(lower), str(copy)], check=True)
+        for number, copy in enumerate(images):
             mounted.append(_mount(copy, base / f"host-{number}", options if number == 0 else ""))
         yield mounted
     finally:

@@ -102,7 +102,10 @@ def test_empty_input_is_an_end_of_file(run: Run) -> None:
     assert run(Shell().run("cat", stdin=b"")).stdout == ""
 
 
-def test_child_left_behind_with_the_pipes_open_does_not_hold_up_the_end(run: Run, tmp_path: Path) -> None:
+def test_child_left_behind_with_the_pipes_open_does_not_hold_up_the_end(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.base.shell.DRAIN_SECONDS", 0.2)
     began = time.monotonic()
     done = run(Shell().run("sh", "-c", f"sleep 60 & echo $! > {tmp_path}/pid; echo said"))
     os.kill(read_pid(tmp_path / "pid"), signal.SIGKILL)
