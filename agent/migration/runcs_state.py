@@ -1,24 +1,59 @@
-"""What runc knows of a restored copy, kept beside it: what it takes for failed it forgets, and dockerd asks it.
+"""What runc knows of a restored copy, kept beside it, and the end of runc: what it takes for failed it ends or forgets.
 
-That is so where CRIU is killed just as it lets the tasks go: they run, and are whole, but the restore has failed for
-runc (before 1.2). dockerd could neither change nor pause nor enter such a container.
+That is so where CRIU is killed just as it lets the tasks go, or where runc can't write its last file then: they run,
+and are whole, but the restore has failed for runc. It kills the first process, has systemd end what is in the scope, or
+(before 1.2) forgets it, and dockerd could neither change nor pause nor enter it. So runc is ended as soon as CRIU holds
+the tasks. It has noted all that it will by then, and CRIU, which has asked it before the hold, goes on without it
+(cr-restore.c: what fails after `pre-resume` is only logged). containerd's shim is the tasks' parent from then on, as
+after any end of runc's.
 """
 
+import asyncio
 import contextlib
 import logging
+import os
+import signal
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from agent.base.errors import DumpFailed
+from agent.base.shell import Shell
+from agent.base.tasks import readable
 from agent.checkpoint import criu, proc
-from agent.doors.handover import HandOver
+from agent.doors.handover import ROOT, HandOver
 
 log = logging.getLogger("agent.target")
 
 WHERE, STATE = "runc-where", "runc-state.json"
 RUNC_SECONDS = 30.0
 """A runc whose restore has failed tries for ten seconds to remove cgroups with tasks in them, before it forgets."""
+
+END_SECONDS = 1.0
+"""For a runc that was killed to be gone; it does nothing more in any case."""
+
+
+async def take_over(shell: Shell, folder: Path, runc: int) -> None:
+    """Keep what runc knows of a copy that CRIU holds, and make sure that runc does nothing more about it.
+
+    Its mount goes first: of what is deleted through that, by whoever clears runc's folder, nothing would come back.
+    """
+    if keep(folder):
+        root = Path((folder / WHERE).read_text()).with_name(ROOT)
+        await shell.run("umount", "--lazy", str(root), label="umount", check=False)
+        if not root.is_mount() and runc in await asyncio.to_thread(proc.scripts_in, folder, "runc"):
+            await _end(runc)
+
+
+async def _end(runc: int) -> None:
+    with contextlib.suppress(ProcessLookupError, TimeoutError):
+        ended = os.pidfd_open(runc)
+        try:
+            signal.pidfd_send_signal(ended, signal.SIGKILL)
+            async with asyncio.timeout(END_SECONDS):
+                await readable(ended)
+        finally:
+            os.close(ended)
 
 
 async def see_to(hand_over: HandOver, record: Mapping[str, Any]) -> None:
@@ -27,12 +62,16 @@ async def see_to(hand_over: HandOver, record: Mapping[str, Any]) -> None:
     give_back(hand_over.path, record)
 
 
-def keep(folder: Path, roots: str = criu.RUNC_ROOTS) -> None:
-    """Of the container that this hand-over folder is for; CRIU holds its tasks, so runc has written it."""
-    with contextlib.suppress(DumpFailed, OSError):  # it is only for the worst case
+def keep(folder: Path, roots: str = criu.RUNC_ROOTS) -> bool:
+    """Of the container that this hand-over folder is for; CRIU holds its tasks, so runc has written it. Whether it is
+    there: it is only for the worst case.
+    """
+    with contextlib.suppress(DumpFailed, OSError):
         found = criu.runc_state(folder.name, roots)
         (folder / STATE).write_bytes(found.read_bytes())
         (folder / WHERE).write_text(str(found))
+        return True
+    return False
 
 
 def give_back(folder: Path, record: Mapping[str, Any]) -> None:

@@ -203,10 +203,10 @@ class Target:
     async def _proved(self, manifest: Manifest, result: RestoreResult) -> None:
         """It was a restore, and what is restored can't run by an accident of CRIU's either."""
         arrival.prove(manifest, self._hand_over_again().images, result)
-        runcs_state.keep(self._hand_over_again().path)
         group = freezer.cgroup_of(result.pid)
         await freezer.freeze(group, self._host.settings.deadlines.freeze)
         await self.following.guard(group)
+        await runcs_state.take_over(self._host.shell, self._hand_over_again().path, result.runc)
 
     async def _taken_over(self) -> None:
         """From here on dockerd has the container, whatever becomes of this agent."""

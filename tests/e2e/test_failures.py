@@ -146,6 +146,28 @@ async def test_dockerd_can_not_have_what_is_restored(moves: Cluster) -> None:
             moves[host].docker("rm", "--force", name, check=False)
 
 
+@pytest.mark.parametrize("target", ["b26", B])
+async def test_a_restore_that_fails_for_runc_when_it_is_decided_ends_nothing(moves: Cluster, target: str) -> None:
+    """Where it can't write its last file, say: it would kill what it has restored, when no other copy is left."""
+    name = "no-pid-file"
+    other_file = 'for a; do shift; [ "$p" = --pid-file ] && a=/no/such/file; p=$a; set -- "$@" "$a"; done'
+    script = f'case " $* " in *" restore "*) {other_file};; esac; exec /usr/sbin/runc.real "$@"'
+    run_counter(moves[A], name)
+    try:
+        await counts_on(moves[A], name)
+        with replaced(moves[target], "/usr/sbin/runc", script):
+            reply = await moves.migrate(name, A, target)
+            assert reply.kind is ReplyKind.FINISHED, reply.error
+            await counts_on(moves[target], name)
+            await clean(moves, A, target)
+        moves[target].docker("pause", name)
+        moves[target].docker("unpause", name)
+        await counts_on(moves[target], name)
+    finally:
+        for host in (A, target):
+            moves[host].docker("rm", "--force", name, check=False)
+
+
 async def test_what_dockerd_leaves_of_the_moved_container_goes_too(moves: Cluster) -> None:
     """dockerd removes a container also where runc was killed at that, and has forgotten its shim and its cgroups."""
     name = "forgotten"
