@@ -282,6 +282,7 @@ class Agent:
         ]
         systemd.notify("READY=1", f"STATUS=agent of {self._settings.host}")
         log.info("agent of %s is up", self._settings.host)
+        self.heap.wake()
         waiting = asyncio.create_task(stopped.wait(), name="wait for the end")
         try:
             done, _ = await asyncio.wait({waiting, *loops[:2]}, return_when=asyncio.FIRST_COMPLETED)

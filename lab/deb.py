@@ -38,7 +38,7 @@ PROGRAM = f"""\
 import sys
 
 sys.path.insert(0, "/{LIBRARY}")
-from agent.cli.main import main
+from agent.__main__ import main
 
 main()
 """

@@ -1,4 +1,4 @@
-"""The memory of this process: what a move has used goes back to the kernel when nothing moves any more.
+"""The memory of this process: what a move, or the start, has used goes back to the kernel when nothing moves any more.
 
 glibc keeps what is freed in the middle of its heap for the next that needs it.
 """
@@ -12,7 +12,7 @@ from collections.abc import Callable
 M_ARENA_MAX = -8
 """mallopt(3)."""
 SECONDS = 2.0
-"""After the last end of anything."""
+"""After the start, and the last end of anything."""
 
 log = logging.getLogger("agent.heap")
 
@@ -31,7 +31,7 @@ class Heap:
         self._waiting: asyncio.TimerHandle | None = None
 
     def wake(self) -> None:
-        """Something has ended, or gone on."""
+        """Something has ended, or gone on, or all is up."""
         if self._waiting is not None:
             self._waiting.cancel()
         self._waiting = asyncio.get_running_loop().call_later(self._seconds, self._look)

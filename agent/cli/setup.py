@@ -183,7 +183,7 @@ def launcher() -> str:
 
 def unit() -> str:
     program = Path(sys.executable).with_name("transship")
-    command = str(program) if program.exists() else f"{sys.executable} -P -m agent.cli.main"
+    command = str(program) if program.exists() else f"{sys.executable} -P -m agent"
     return shipped(UNIT).replace("@TRANSSHIP@", command)
 
 
