@@ -43,6 +43,8 @@ apt-get install -y -qq initramfs-tools systemd-sysv dbus udev kmod
 echo MODULES=list >/etc/initramfs-tools/conf.d/lab
 printf 'virtio_pci\\nvirtio_blk\\next4\\n' >>/etc/initramfs-tools/modules
 apt-get install -y -qq linux-image-cloud-amd64
+# What the campaign of accidents makes disks and wrong clocks with.
+apt-get install -y -qq e2fsprogs faketime
 apt-get clean
 rm -rf /var/lib/apt/lists/*
 /opt/transship/bin/pip install --quiet --no-cache-dir --constraint /tmp/constraints {" ".join(_TEST_TOOLS)}
