@@ -174,8 +174,10 @@ def set_memory(host: Host, container: str, limit: int | None = None) -> bool:
     if folder is None:
         return False
     with contextlib.suppress(OSError):
-        used = int((folder / "memory.usage_in_bytes").read_text())
-        (folder / "memory.limit_in_bytes").write_text(str(limit or max(used, 1 << 20)))
+        version1 = (folder / "memory.limit_in_bytes").exists()
+        used = int((folder / ("memory.usage_in_bytes" if version1 else "memory.current")).read_text())
+        most = folder / ("memory.limit_in_bytes" if version1 else "memory.max")
+        most.write_text(str(limit or max(used, 1 << 20)))
         return True
     return False
 

@@ -47,20 +47,29 @@ class Copy:
 
 
 def freezer_folder(host: Host) -> Path | None:
-    record = host.node.place / "cgroups"
-    if record.exists():
-        for line in record.read_text().splitlines():
-            if "/freezer/" in line:
-                return Path(line)
-    return None
+    """A host's cgroup, by which its tasks are frozen: of version 2 where the machine has nothing else."""
+    return _folder(host, "freezer")
 
 
 def controller_folder(host: Host, controller: str, container: str) -> Path | None:
-    for line in (host.node.place / "cgroups").read_text().splitlines():
-        folder = Path(line) / "docker" / container
-        if f"/{controller}/" in line and folder.exists():
-            return folder
-    return None
+    folder = (_folder(host, controller) or Path("/none")) / "docker" / container
+    return folder if folder.exists() else None
+
+
+def _folder(host: Host, controller: str) -> Path | None:
+    record = host.node.place / "cgroups"
+    folders = [Path(line) for line in record.read_text().splitlines()] if record.exists() else []
+    unified = [folder for folder in folders if (folder / "cgroup.controllers").exists()]
+    return next((folder for folder in folders if controller in folder.parts), unified[0] if unified else None)
+
+
+def _freezer(group: Path) -> str:
+    """THAWED, FREEZING or FROZEN, as version 1 says it."""
+    if (state := group / "freezer.state").exists():
+        return state.read_text().strip()
+    if "frozen 1" in (group / "cgroup.events").read_text():
+        return "FROZEN"
+    return "FREEZING" if (group / "cgroup.freeze").read_text().strip() == "1" else "THAWED"
 
 
 def processes(host: Host) -> list[int]:
@@ -91,7 +100,7 @@ def copies(host: Host) -> list[Copy]:
         for group in sorted((folder / "docker").iterdir()) if folder else ():
             if group.is_dir():
                 with contextlib.suppress(OSError):
-                    state = (group / "freezer.state").read_text().strip()
+                    state = _freezer(group)
                     pids = [int(line) for line in (group / "cgroup.procs").read_text().split()]
                     tasks = tuple(filter(None, (_task(pid, init) for pid in pids)))
                     found.append(Copy(host.name, group.name, state, tasks))
