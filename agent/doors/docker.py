@@ -6,7 +6,7 @@ What a call means for a migration is not decided here.
 import contextlib
 import json
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 
 import aiohttp
 
@@ -153,7 +153,7 @@ class Docker(Gate):
         found = [await self.image(image_id) for image_id in ids]
         return tuple(entry for entry in found if entry is not None)
 
-    async def save_image(self, ref: str) -> AsyncIterator[bytes]:
+    async def save_image(self, ref: str) -> AsyncGenerator[bytes, None]:
         """The image as a `docker save` tarball; read no faster than it is taken. Has no deadline."""
         async with self.call("GET", path_of("images", ref, "get"), timeout=None) as response:
             async for chunk in response.content.iter_chunked(CHUNK):

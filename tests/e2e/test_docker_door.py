@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 
 import pytest
 
@@ -163,9 +164,10 @@ async def test_what_is_no_image_is_not_loaded(docker: Docker) -> None:
 
 async def test_a_broken_source_of_an_image_is_what_is_raised(docker: Docker) -> None:
     async def broken() -> AsyncIterator[bytes]:
-        async for chunk in docker.save_image("busybox"):
-            yield chunk
-            raise ConnectionResetError("the peer went away")
+        async with aclosing(docker.save_image("busybox")) as saved:
+            async for chunk in saved:
+                yield chunk
+                raise ConnectionResetError("the peer went away")
 
     before = await docker.images()
     with pytest.raises(ConnectionResetError, match="the peer went away"):

@@ -16,7 +16,7 @@ from lab.broker import PKI
 from lab.cluster import Cluster, migration
 from lab.host import Host
 from lab.service import CONFIGURATION, PROGRAM, to_toml
-from lab.shell import PATIENCE
+from lab.shell import PATIENCE, end
 from lab.workloads import run_counter
 from protocol.commands import ReplyKind, SourcePolicy
 from protocol.status import Event, HostStatus, Phase
@@ -65,8 +65,7 @@ done 2>/dev/null
         self._process = host.popen(["sh", "-c", self.SCRIPT])
 
     def end(self) -> tuple[str, str]:
-        self._process.terminate()
-        self._process.wait(10)
+        end(self._process)  # with the shell in the host, which nsenter alone would leave behind
         found = tuple(
             self._host.run(["cat", f"/tmp/seen-{what}"], check=False).stdout for what in ("cmdline", "environ")
         )
