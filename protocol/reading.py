@@ -1,10 +1,11 @@
 """Strict reading of what came over a wire, and plain words for what is wrong with it.
 
-Nothing is guessed: no text for a number, no unknown field, no other version. Needed by whoever receives.
+Nothing is guessed: no text for a number, no unknown field (but in what has to be understood of a newer one, too), no
+other version. Needed by whoever receives.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails, from_json, to_json
@@ -32,14 +33,14 @@ class Unreadable(ValueError):
         self.command = command
 
 
-def read(model: type[M], data: bytes | str) -> M:
-    """Read one message.
+def read(model: type[M], data: bytes | str, *, newer: bool = False) -> M:
+    """Read one message; with `newer` also one that has fields which are not known here.
 
     Raises:
         Unreadable: it is not such a message.
 
     """
-    return _read(TypeAdapter(model), data, model.__name__, tagged=False)
+    return _read(TypeAdapter(model), data, model.__name__, tagged=False, extra="ignore" if newer else None)
 
 
 def read_command(data: bytes) -> Command:
@@ -59,7 +60,9 @@ def explain(error: ValidationError) -> tuple[str, ...]:
     return tuple(_fault(details, details["loc"]) for details in error.errors(include_url=False))
 
 
-def _read(adapter: TypeAdapter[T], data: bytes | str, what: str, *, tagged: bool) -> T:
+def _read(
+    adapter: TypeAdapter[T], data: bytes | str, what: str, *, tagged: bool, extra: Literal["ignore"] | None = None
+) -> T:
     try:
         raw = from_json(data)
     except ValueError as error:
@@ -71,7 +74,7 @@ def _read(adapter: TypeAdapter[T], data: bytes | str, what: str, *, tagged: bool
     if version != PROTOCOL_VERSION or isinstance(version, bool | float):
         raise Unreadable(_other_version(version), command)
     try:
-        return adapter.validate_json(data, strict=True)
+        return adapter.validate_json(data, strict=True, extra=extra)
     except ValidationError as error:
         # In a union the tag leads each location; it is no field.
         faults = [_fault(details, details["loc"][int(tagged) :]) for details in error.errors(include_url=False)]

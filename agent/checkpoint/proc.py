@@ -112,6 +112,11 @@ def scripts_in(folder: Path, name: str) -> list[int]:
     return _at_work_in(folder, (name,))
 
 
+def is_at_work_in(process: int, folder: Path, name: str) -> bool:
+    """Whether a process is the program of that name that works in a folder."""
+    return _is_at_work_in(Path(f"/proc/{process}"), folder, (name,))
+
+
 def _at_work_in(folder: Path, names: tuple[str, ...]) -> list[int]:
     processes = [entry for entry in Path("/proc").iterdir() if entry.name.isdigit()]
     return [int(process.name) for process in processes if _is_at_work_in(process, folder, names)]

@@ -263,7 +263,7 @@ class Broker:
         if not message.payload:
             return
         try:
-            notice = read(DecisionNotice, message.payload)
+            notice = read(DecisionNotice, message.payload, newer=True)  # nobody else may be left who knows it
         except Unreadable as error:
             log.error("decision at %s: %s", message.topic, error)
             return

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from agent.base.errors import DumpFailed
+from agent.base.errors import AgentError, DumpFailed
 from agent.base.shell import Shell
 from agent.base.tasks import readable
 from agent.checkpoint import criu, proc
@@ -37,23 +37,27 @@ async def take_over(shell: Shell, folder: Path, runc: int) -> None:
     """Keep what runc knows of a copy that CRIU holds, and make sure that runc does nothing more about it.
 
     Its mount goes first: of what is deleted through that, by whoever clears runc's folder, nothing would come back.
+    A precaution: where it can't be had runc is left alone, and the move goes on.
     """
-    if keep(folder):
+    if not keep(folder):
+        return
+    with contextlib.suppress(AgentError):
         root = Path((folder / WHERE).read_text()).with_name(ROOT)
-        await shell.run("umount", "--lazy", str(root), label="umount", check=False)
-        if not root.is_mount() and runc in await asyncio.to_thread(proc.scripts_in, folder, "runc"):
-            await _end(runc)
+        await shell.run("umount", "--lazy", str(root), label="umount", timeout=END_SECONDS, check=False)
+        if not root.is_mount():
+            await _end(folder, runc)
 
 
-async def _end(runc: int) -> None:
-    with contextlib.suppress(ProcessLookupError, TimeoutError):
-        ended = os.pidfd_open(runc)
+async def _end(folder: Path, runc: int) -> None:
+    with contextlib.suppress(OSError, TimeoutError):
+        process = os.pidfd_open(runc)  # before it is looked at: its number may be another's by then
         try:
-            signal.pidfd_send_signal(ended, signal.SIGKILL)
-            async with asyncio.timeout(END_SECONDS):
-                await readable(ended)
+            if proc.is_at_work_in(runc, folder, "runc"):
+                signal.pidfd_send_signal(process, signal.SIGKILL)
+                async with asyncio.timeout(END_SECONDS):
+                    await readable(process)
         finally:
-            os.close(ended)
+            os.close(process)
 
 
 async def see_to(hand_over: HandOver, record: Mapping[str, Any]) -> None:

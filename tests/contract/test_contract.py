@@ -23,7 +23,7 @@ from protocol.base import new_command_id, new_migration_id
 from protocol.commands import COMMAND, Reply, Strategy, TcpPolicy
 from protocol.errors import ErrorCode
 from protocol.reading import MAX_COMMAND_BYTES, Unreadable, read, read_command
-from protocol.status import HostStatus
+from protocol.status import DecisionNotice, HostStatus
 from tests.contract.conftest import Mosquitto
 from tests.contract.samples import sample
 from tests.contract.stories import StoryHost, container
@@ -303,3 +303,17 @@ def test_time_without_offset_is_no_time() -> None:
     with pytest.raises(ValidationError):
         HostStatus(host="a", online=True, at=datetime(2025, 1, 1))
     HostStatus(host="a", online=True, at=datetime(2025, 1, 1, tzinfo=UTC))
+
+
+def test_a_decision_is_understood_of_a_newer_agent_and_a_command_is_not() -> None:
+    """Of a decision nothing may be missed; what a command wants beside what is known can't be left out."""
+    notice = DecisionNotice(
+        migration=new_migration_id(), source="a", target="b", decision="commit", at=datetime.now(UTC)
+    )
+    newer = notice.model_dump(mode="json") | {"of_a_newer_one": 1}
+    assert read(DecisionNotice, json.dumps(newer), newer=True) == notice
+    for wrong in ({"decision": "perhaps"}, {"version": 2}):
+        with pytest.raises(Unreadable):
+            read(DecisionNotice, json.dumps(newer | wrong), newer=True)
+    with pytest.raises(Unreadable, match="of_a_newer_one"):
+        read(DecisionNotice, json.dumps(newer))
