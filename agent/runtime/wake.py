@@ -15,6 +15,7 @@ import json
 import os
 import select
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -193,11 +194,12 @@ def wake(argv: list[str], folder: str, record: asleep.Json, config: asleep.Json,
         code = runc.wait()
         raise NotAsItWas("restore-failed", f"CRIU could not restore it ({code}): {last_error(folder)}")
     restore.put(f"{folder}/{asleep.PID}", str(pid))
+    ended = taken_over(f"{restore.option(global_flags, '--root')}/{container}", runc)
     if os.fork() == 0:
         os.setsid()
         code = 1
         try:
-            see_through(folder, record, runc.pid, pid, began)
+            see_through(folder, record, runc.pid, pid, began, ended)
             code = 0
         finally:
             os._exit(code)
@@ -215,24 +217,59 @@ def last_error(folder: str) -> str:
         return "it has no log"
 
 
-def see_through(folder: str, record: asleep.Json, runc: int, pid: int, began: float) -> None:
+def taken_over(root: str, runc: "subprocess.Popen[bytes]") -> int:
+    """What tells the end of the restore: CRIU's own, once runc, which needs nothing more of it, has been ended.
+
+    runc has noted all that it will when CRIU holds the tasks. What fails for it after that, if only its last file can't
+    be written, makes it kill what it has restored; and by then that is the only copy (agent/migration/runcs_state.py).
+    Its mount goes first: of what is deleted through that nothing would come back.
+    """
+    criu = [each for each in children(runc.pid) if name_of(each) == "criu"]
+    subprocess.run(["umount", "--lazy", f"{root}/criu-root"], check=False, stderr=subprocess.DEVNULL)
+    ended = restore.end_of(criu[0]) if criu and not os.path.ismount(f"{root}/criu-root") else None
+    if ended is None:
+        return os.pidfd_open(runc.pid)
+    runc.kill()
+    runc.wait()
+    return ended
+
+
+def children(pid: int) -> list[int]:
+    found: list[int] = []
+    for thread in os.listdir(f"/proc/{pid}/task"):  # noqa: PTH208
+        with contextlib.suppress(OSError), open(f"/proc/{pid}/task/{thread}/children") as file:  # noqa: PTH123
+            found += map(int, file.read().split())
+    return found
+
+
+def name_of(pid: int) -> str:
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/comm") as file:  # noqa: PTH123
+        return file.read().strip()
+    return ""
+
+
+def see_through(folder: str, record: asleep.Json, group: int, pid: int, began: float, ended: int) -> None:
     """Wait for the end of the restore, however that is, and clear away what was used."""
-    try:
-        ended = os.pidfd_open(runc)
-    except ProcessLookupError:
-        ended = -1
-    while ended >= 0 and not select.select([ended], [], [], LOOK_SECONDS)[0]:
-        if not os.path.exists(f"{folder}/{asleep.RELEASED}") and ending(pid):  # noqa: PTH110
+    first = restore.end_of(pid)
+    while not select.select([ended], [], [], LOOK_SECONDS)[0]:
+        if not is_released(folder) and ending(pid):
             # dockerd has given up between `create` and `start`, and waits for the end of what CRIU holds
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(runc, 9)  # first: it would reap the first process, and containerd would never hear of its end
-                os.killpg(runc, 9)
-    if os.path.exists(f"{folder}/{asleep.RELEASED}"):  # noqa: PTH110
+            for kill in (os.kill, os.killpg):  # runc first, if it is there: it would reap the first process, and
+                with contextlib.suppress(ProcessLookupError):  # containerd would never hear of its end
+                    kill(group, 9)
+    if is_released(folder):
         say(record, "woken", seconds=f"{time.monotonic() - began:.3f}", slept_since=str(record["at"]))
         asleep.use_up(folder)
     else:
+        if first is not None:  # what CRIU does not hold any more must not run
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(first, signal.SIGKILL)
         give_back(folder)
         say(record, "wake-failed", code="docker-failed", why="dockerd gave it up before it ran; it sleeps on")
+
+
+def is_released(folder: str) -> bool:
+    return os.path.exists(f"{folder}/{asleep.RELEASED}")  # noqa: PTH110
 
 
 def ending(pid: int) -> bool:

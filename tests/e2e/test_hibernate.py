@@ -14,6 +14,7 @@ from lab.workloads import counted, run_counter
 from protocol.status import Event
 from tests.e2e.archives import last_logged, remove, run, state
 from tests.e2e.support import counts_on, until
+from tests.e2e.test_failures import replaced
 
 HOSTS = ["a26", "b28"]
 PLACE = "/var/lib/transship/hibernated"
@@ -82,6 +83,24 @@ async def test_it_is_stopped_and_started_again_and_again(keeps: Cluster, host: s
         now = await counts_on(here, name)
         assert (now.missing, now.duplicated) == (0, 0)
         assert here.run(["ls", "-A", f"{PLACE}/said"]).stdout == ""
+
+
+@pytest.mark.parametrize("host", HOSTS)
+async def test_what_fails_for_runc_when_it_wakes_ends_nothing(keeps: Cluster, host: str) -> None:
+    """Where it can't write its last file, say: it would kill what it has restored, when the images are used up."""
+    name = f"hi-no-pid-file-{host}"
+    other_file = 'for a; do shift; [ "$p" = --pid-file ] && a=/no/such/file; p=$a; set -- "$@" "$a"; done'
+    script = f'case " $* " in *" restore "*) {other_file};; esac; exec /usr/sbin/runc.real "$@"'
+    async with hibernating(keeps, host, name) as here:
+        last = stop(here, name)
+        with replaced(here, "/usr/sbin/runc", script):
+            here.docker("start", name)
+            await until(lambda: last_logged(here, name) > last + 3, "it counts on")
+        last = stop(here, name)
+        here.docker("start", name)
+        await until(lambda: last_logged(here, name) > last + 3, "and once more")
+        now = await counts_on(here, name)
+        assert (now.missing, now.duplicated) == (0, 0)
 
 
 def newest(here: Host, name: str) -> int:
