@@ -5,6 +5,8 @@ import itertools
 from collections.abc import Sequence
 from functools import partial
 
+from lab import endings
+from lab.chaos import kernel
 from lab.cluster import Cluster
 from lab.host import Host
 from lab.shell import end
@@ -94,7 +96,18 @@ def says(host: Host, name: str, before: int) -> bool:
 
 async def goes_on(host: Host, name: str, more: int = 25) -> None:
     number = await asyncio.to_thread(last, host, name)
-    await until(lambda: last(host, name) > number + more, f"{name} prints at {host.name}")
+    try:
+        await until(lambda: last(host, name) > number + more, f"{name} prints at {host.name}")
+    except AssertionError as error:
+        raise AssertionError(f"{error}, beyond {number}\n{await asyncio.to_thread(at, host, name)}") from None
+
+
+def at(host: Host, name: str) -> str:
+    """Where it is: by its log, by dockerd, and by the kernel."""
+    said = [f"log: {line[:80]}" for line in host.docker("logs", "--tail", "3", name, check=False).splitlines()]
+    said.append(host.docker("inspect", "--format", "{{json .State}}", name, check=False))
+    said.append(kernel.waiting(host, host.docker("inspect", "--format", "{{.Id}}", name, check=False)))
+    return "\n".join([*said, endings.of(host, name)])
 
 
 async def test_clients_on_the_source_get_a_clean_end(pair: Cluster) -> None:
