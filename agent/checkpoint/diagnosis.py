@@ -143,6 +143,11 @@ CAUSES = (
         "the lines say which; let the program close it first",
     ),
     _cause(
+        r"cr-restore.*killed by signal 9",
+        "the kernel has ended a task of it for want of memory: at its memory limit a restore needs one or two MiB more",
+        "give it some MiB more before (docker update --memory)",
+    ),
+    _cause(
         r"cgroup.*(No such file|[Ff]ail)|cg: ",
         "the cgroup controllers are not those that it had",
         "use hosts with the same cgroup version",

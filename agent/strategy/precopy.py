@@ -99,7 +99,7 @@ class PreCopy(PostCopy):
         if total > predumps.room:
             raise NotConverging(
                 f"it has grown to {total >> 20} MiB meanwhile, beyond the room that is kept for its images",
-                hint="move it again",
+                hint="move it again, or by post-copy, which keeps no images of it: --strategy postcopy",
             )
         figures["by_memory"] = memory_ms(left + file_bytes, rate, total, held_ms)
         return Round(

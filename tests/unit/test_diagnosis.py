@@ -32,6 +32,19 @@ def test_a_known_line_is_explained(line: str, meaning: str) -> None:
     assert cause.remedy
 
 
+def test_a_task_that_the_kernel_has_killed_is_the_cause_and_not_what_follows_from_it() -> None:
+    cause = diagnosis.cause_of(
+        [
+            "(00.499094) Error (criu/cr-restore.c:1269): 479 killed by signal 9: Killed",
+            "(00.499478) Error (criu/cr-restore.c:2331): Restoring FAILED.",
+            "(00.501161) Error (criu/cgroup.c:2055): cg: cgroupd: recv req error: No such file or directory",
+        ]
+    )
+    assert cause is not None
+    assert "memory limit" in cause.meaning
+    assert "docker update" in cause.remedy
+
+
 def test_an_unknown_line_is_not_guessed_at() -> None:
     assert diagnosis.cause_of(["(00.02) Error (criu/strange.c:1): never seen before"]) is None
 
