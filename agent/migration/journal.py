@@ -7,6 +7,7 @@ event loop goes on meanwhile.
 
 import asyncio
 import json
+import logging
 import sqlite3
 import time
 from collections.abc import Callable
@@ -16,8 +17,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
+from agent.base.errors import Refused
 from agent.migration.machine import ENDS, Role
+from protocol.errors import ErrorCode
 from protocol.status import Phase
+
+log = logging.getLogger("agent.journal")
 
 T = TypeVar("T")
 
@@ -197,8 +202,20 @@ class Journal:
         )
 
     async def begin_command(self, command: str, digest: str) -> "Seen | None":
-        """Note that a command is being done; what there is to know of one that was seen before."""
-        return await self._call(self._begin_command, command, digest)
+        """Note that a command is being done; what there is to know of one that was seen before.
+
+        Raises:
+            Refused: there is no room for that. It is not done then: it would be done again when it comes twice.
+
+        """
+        try:
+            return await self._call(self._begin_command, command, digest)
+        except sqlite3.OperationalError as error:
+            raise Refused(
+                ErrorCode.NO_SPACE,
+                f"the command can't be noted down: {error}",
+                hint="make room in the agent's state_dir",
+            ) from None
 
     def _begin_command(self, command: str, digest: str) -> "Seen | None":
         cursor = self._open_db.execute(
@@ -220,7 +237,11 @@ class Journal:
         )
 
     async def end_command(self, command: str, reply: str) -> None:
-        await self._call(lambda: self._open_db.execute("UPDATE commands SET reply=? WHERE id=?", (reply, command)))
+        """Note what was answered. It is answered in any case: one that comes again hears what became of it."""
+        try:
+            await self._call(lambda: self._open_db.execute("UPDATE commands SET reply=? WHERE id=?", (reply, command)))
+        except sqlite3.OperationalError as error:
+            log.warning("the answer to command %s can't be noted down: %s", command, error)
 
     async def prune(self) -> None:
         """Forget the oldest ended migrations and commands beyond `KEEP_ENDED`, but for those that a person resolved."""

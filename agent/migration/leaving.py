@@ -113,16 +113,16 @@ async def put_policy_back(host: Host, run: Run, subject: Subject) -> None:
 async def end_copy(host: Host, run: Run, subject: Subject) -> None:
     """The frozen copy dies while it is still locked, so that no FIN or RST leaves; then the container goes."""
     await freezer.kill_frozen(subject.cgroup)
-    found = await host.docker.find(subject.id)
-    if found is None:
+    found, name = await host.docker.find(subject.id), f"{subject.name}.moved-{run.id}"
+    keep = subject.after is SourcePolicy.KEEP and not subject.auto_remove
+    if found is None:  # an agent before this one may have come so far
         await cleared.clear(host.shell, subject.id)
+    elif not keep:
+        await cleared.remove(host.docker, host.shell, subject.id)
+    elif found.name != name:
+        await host.docker.rename(subject.id, name)
+    if keep:
         return
-    if subject.after is SourcePolicy.KEEP and not subject.auto_remove:
-        name = f"{subject.name}.moved-{run.id}"
-        if found.name != name:
-            await host.docker.rename(subject.id, name)
-        return
-    await cleared.remove(host.docker, host.shell, subject.id)
     for volume in subject.offer.volumes:
         if belongings.copied(volume):
             # its content is on the target, proved by hash; a stale copy here would stand in the way of a return

@@ -21,6 +21,7 @@ from lab.shell import PATIENCE, LabError, Proc
 
 PREY_SECONDS = 0.4 * PATIENCE
 """For a process to appear that is to be killed in this phase."""
+STOP_SECONDS = 40.0 * PATIENCE
 PROGRAMS = {
     Accident.CRIU_KILLED: ("criu",),
     Accident.RUNC_KILLED: ("runc",),
@@ -71,6 +72,9 @@ def _agent(ground: Ground, host: Host, number: signal.Signals) -> bool:
     if not host.agent.running():
         return False
     host.kill_agent(number)
+    end = time.monotonic() + STOP_SECONDS  # asked to stop it first takes back what it has begun
+    while host.agent.running() and time.monotonic() < end:
+        time.sleep(0.05)
     return True
 
 

@@ -67,6 +67,8 @@ class Commands:
             self._figures["cancel sent"] = began
             return True, "cancelled"
         code = reply.error.code if reply.error else None
+        if code is ErrorCode.NO_SPACE and reply.error and reply.error.consequence is Consequence.UNTOUCHED:
+            return True, "refused: the journal's disk is full"
         if code not in (ErrorCode.TOO_LATE, ErrorCode.NO_SUCH_MIGRATION):
             self.wrong.append(f"a cancel when the source was {before} was answered {reply.error}")
         elif before in UNDECIDED and _phase(steps, "source") in UNDECIDED and len(steps) < 2:

@@ -11,7 +11,7 @@ from pathlib import Path
 from lab import shell
 from lab.host import Host
 from lab.lab import Lab
-from lab.macvlan import Place, ensure_network
+from lab.macvlan import NETWORK, Place, ensure_network
 
 PROGRAM = Path(__file__).with_name("workload.py")
 NAME = "chaos"
@@ -61,6 +61,8 @@ class Running:
         options = ["--restart", "always", "--memory", "256m"]
         if self.load is Load.RECORDS:
             ensure_network(host)
+            # a dockerd that was killed while it removed a container may have left its endpoint, and refuses the name
+            host.docker("network", "disconnect", "--force", NETWORK, NAME, check=False)
             options += self._place.options
         else:
             options += ["--volume", f"{VOLUME}:/data"]

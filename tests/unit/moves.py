@@ -184,6 +184,7 @@ class FakeDocker(Faults):
         self.paused = False
         self.pid = pid
         self.policy = policy
+        self.removed_volumes: list[str] = []
 
     def exits(self, code: int) -> None:
         self.running, self.exit_code = False, code
@@ -228,6 +229,10 @@ class FakeDocker(Faults):
     async def remove(self, ref: str, **_: bool) -> None:
         await self._asked("remove")
         self.there = self.running = False
+
+    async def remove_volume(self, name: str) -> None:
+        await self._asked("remove_volume")
+        self.removed_volumes.append(name)
 
 
 class FakeShell(Faults):

@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 
+from agent.base.errors import Refused
 from agent.dispatcher import Dispatcher, digest
 from agent.migration.journal import Journal
 from agent.migration.machine import Role
 from agent.migration.run import Run
 from protocol.base import utc_now
 from protocol.commands import Command, Limit, ListMigrations, NativeCreate, Ping, RemoveCheckpoint, Reply, ReplyKind
-from protocol.errors import ErrorCode
+from protocol.errors import Consequence, ErrorCode
 from protocol.status import Phase
 
 MIGRATION = "m-0123456789abcdef"
@@ -178,3 +179,20 @@ async def test_a_journal_of_an_agent_before_is_taken_over(tmp_path: Path) -> Non
         assert (await asked(found.dispatcher(), Limit(id="c-2", bandwidth=1))).kinds == [ReplyKind.FINISHED]
     finally:
         await found.journal.close()
+
+
+async def test_a_command_that_can_t_be_noted_down_is_refused_and_not_done(host: Host) -> None:
+    """With no room in the journal it would be done again when it comes again."""
+    await host.journal._call(lambda: host.journal._open_db.execute("PRAGMA max_page_count=1"))
+    many = [Limit(id=f"c-{number}-{'x' * 40}", bandwidth=number) for number in range(1, 500)]
+    answers: list[Reply] = []
+
+    async def answer(reply: Reply) -> None:
+        answers.append(reply)
+
+    with pytest.raises(Refused, match="can't be noted down") as refused:
+        for command in many:
+            await host.dispatcher().handle(command, answer)
+    assert refused.value.code is ErrorCode.NO_SPACE
+    assert refused.value.consequence is Consequence.UNTOUCHED
+    assert len(answers) == len(host.done) < len(many)

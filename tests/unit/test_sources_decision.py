@@ -1,6 +1,7 @@
 """The source's side from the decision on: written once, kept for good, carried out however often that fails."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
@@ -8,8 +9,9 @@ from agent.base.errors import Refused
 from agent.migration import journal as journal_module
 from agent.migration.machine import Role
 from agent.migration.run import Run
+from protocol.commands import SourcePolicy
 from protocol.errors import ErrorCode
-from protocol.peer import DecisionKind
+from protocol.peer import DecisionKind, Volume
 from protocol.status import Phase
 from tests.unit import moves, source_host
 from tests.unit.moves import FOR_EVER, TARGET
@@ -72,6 +74,21 @@ async def test_a_restarted_source_goes_on_however_often_that_fails(world: World)
     await world.all_ended()
     assert world.journal.phases[-1] == DONE
     assert world.watching.decisions[0] is DecisionKind.COMMIT
+
+
+@pytest.mark.parametrize(("after", "removed"), [(SourcePolicy.REMOVE, ["data"]), (SourcePolicy.KEEP, [])])
+async def test_the_volumes_of_a_copy_that_is_gone_already_go_too(
+    world: World, after: SourcePolicy, removed: list[str]
+) -> None:
+    """An agent was killed between the two: they would stand in the way of the container's return."""
+    nobody_in(world)
+    offer = moves.offer(volumes=(Volume(kind="volume", name="data", destination="/data"),), after=after)
+    world.subject = replace(world.subject, offer=offer, after=after)
+    world.docker.there = False
+    await world.interrupted(Phase.RUNNING)
+    await world.all_ended()
+    assert world.journal.phases[-1] == DONE
+    assert world.docker.removed_volumes == removed
 
 
 # --- a person's word ---
