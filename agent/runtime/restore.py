@@ -9,6 +9,7 @@ beside the restore: there it returns when the network namespace is there and loc
 agent does.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -228,7 +229,9 @@ def main(argv: list[str]) -> int:
     runc = subprocess.Popen(command, start_new_session=True, env={**os.environ, **path})
     tell(folder, "staged")
     if wait_for_word(folder) != handover.RESTORE:
-        for fifo in (armed, inventory):  # whoever waits there fails of it, and runc clears up
+        # whoever waits there fails of it, and so does who would begin to; then runc clears up
+        for fifo, name in ((armed, handover.ARMED), (inventory, f"{handover.IMAGES}/{handover.INVENTORY}")):
+            remove(f"{folder}/{name}")
             os.close(fifo)
         if not select.select([os.pidfd_open(runc.pid)], [], [], CLEAR_SECONDS)[0]:
             os.killpg(runc.pid, signal.SIGKILL)
@@ -333,6 +336,11 @@ def when_held(held: int, ended: int, calls: int, seconds: float = NEXT_CALL_SECO
             return 0
         if criu is None or criu in ready:  # runc calls it more than once: the next call comes at once
             criu, patience = None, seconds
+
+
+def remove(file: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(file)  # noqa: PTH108
 
 
 def end_of(pid: int) -> int | None:

@@ -1,5 +1,6 @@
 """Something fails in the middle: the container goes on at the source as if nothing had been, and nothing is left."""
 
+import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
@@ -7,6 +8,7 @@ import pytest
 
 from lab.cluster import Cluster
 from lab.host import Host
+from lab.shell import PATIENCE
 from lab.workloads import run_counter
 from protocol.commands import ReplyKind
 from protocol.errors import Consequence, ErrorCode
@@ -166,6 +168,26 @@ async def test_a_restore_that_fails_for_runc_when_it_is_decided_ends_nothing(mov
     finally:
         for host in (A, target):
             moves[host].docker("rm", "--force", name, check=False)
+
+
+async def test_what_is_given_up_while_its_runc_begins_is_gone_at_once(moves: Cluster) -> None:
+    """Who comes to wait for the images when nobody will bring them any more would do so for ten seconds."""
+    name = "early"
+    script = 'case " $* " in *" restore "*) sleep 1;; esac; exec /usr/sbin/runc.real "$@"'
+    run_counter(moves[A], name)
+    try:
+        await counts_on(moves[A], name)
+        with replaced(moves[B], "/usr/sbin/runc", script):
+            async with moves.moving(name, A, B) as moving:
+                await moving.until(Phase.COPYING)
+                async with asyncio.timeout(6 * PATIENCE):
+                    await moving.cancel()
+                    assert (await moving.end()).kind is ReplyKind.FAILED
+            assert name not in moves[B].docker("ps", "--all", "--format", "{{.Names}}").split()
+        await counts_on(moves[A], name)
+        await clean(moves, A, B)
+    finally:
+        moves[A].docker("rm", "--force", name, check=False)
 
 
 async def test_what_dockerd_leaves_of_the_moved_container_goes_too(moves: Cluster) -> None:
