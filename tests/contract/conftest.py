@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import os
 import shutil
 import signal
 import socket
@@ -26,10 +27,16 @@ PROGRAM = shutil.which("mosquitto") or "/usr/sbin/mosquitto"
 PATIENCE = 10.0
 
 
+# Each worker has its own, below those that the kernel gives to whoever asks: another would have it before the broker.
+_PORTS = iter(range(20_000 + 2_000 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]), 32_000))
+
+
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    for port in _PORTS:
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("no port is free")
 
 
 class Mosquitto:
