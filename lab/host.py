@@ -130,9 +130,10 @@ class Host:
     def start_containerd(self) -> None:
         self.node.spawn("containerd", ["containerd"])
 
-    def start_dockerd(self) -> None:
+    def start_dockerd(self, *, wait: bool = True) -> None:
         self._spawn_dockerd()
-        self.wait_for_docker()
+        if wait:
+            self.wait_for_docker()
 
     def restart_dockerd(self) -> None:
         self.stop_dockerd()

@@ -208,6 +208,11 @@ class Docker(Gate):
     async def remove_network(self, ref: str) -> None:
         await self.do("DELETE", path_of("networks", ref), fine=(NOT_FOUND,))
 
+    async def disconnect(self, network: str, endpoint: str) -> None:
+        """Make sure that it has no endpoint of that name, by force; not for one whose container is there."""
+        body = {"Container": endpoint, "Force": True}
+        await self.do("POST", path_of("networks", network, "disconnect"), body=body, fine=(NOT_FOUND,))
+
     async def volume(self, name: str) -> Volume | None:
         return await self.ask_for(docker_model.volume, path_of("volumes", name))
 

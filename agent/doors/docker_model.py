@@ -121,14 +121,31 @@ class Exec:
 
 
 @dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A container's end of a network, as the network has it."""
+
+    holder: str
+    """The container's id, also of one that Docker has forgotten; `ep-` and its own id where it is in none."""
+    name: str
+    """The container's."""
+    addresses: tuple[str, ...]
+    """With prefix length."""
+
+
+@dataclass(frozen=True, slots=True)
 class Network:
     id: str
     name: str
     driver: str
     scope: str
-    addresses: tuple[str, ...]
-    """Taken by containers on this host, with prefix length."""
+    endpoints: tuple[Endpoint, ...]
+    """Of containers on this host; of others', too, where the network is Swarm's."""
     raw: Json
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Those that are taken, with prefix length."""
+        return tuple(address for end in self.endpoints for address in end.addresses)
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,15 +266,20 @@ def memory(raw: Json) -> int:
 
 
 def network(raw: Json) -> Network:
-    ends = (raw.get("Containers") or {}).values()
+    ends = (raw.get("Containers") or {}).items()
     return Network(
         id=raw["Id"],
         name=raw["Name"],
         driver=raw.get("Driver") or "",
         scope=raw.get("Scope") or "",
-        addresses=tuple(end[key] for end in ends for key in ("IPv4Address", "IPv6Address") if end.get(key)),
+        endpoints=tuple(endpoint(holder, end) for holder, end in ends),
         raw=raw,
     )
+
+
+def endpoint(holder: str, raw: Json) -> Endpoint:
+    addresses = tuple(raw[key] for key in ("IPv4Address", "IPv6Address") if raw.get(key))
+    return Endpoint(holder, raw.get("Name") or "", addresses)
 
 
 def volume(raw: Json) -> Volume:

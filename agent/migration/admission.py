@@ -11,8 +11,8 @@ from agent.base.errors import DockerFailed, Refused, StepFailed
 from agent.checkpoint import proc
 from agent.doors import docker_model
 from agent.doors.docker import Docker
-from agent.doors.docker_model import Image
-from agent.migration import belongings, confinement, cordon, fitting, ports
+from agent.doors.docker_model import Image, Summary
+from agent.migration import belongings, confinement, cordon, endpoints, fitting, ports
 from agent.migration.host import OF_RESTORES, Host
 from agent.prework import init
 from agent.prework.layers import missing_layers, stored_blobs
@@ -53,17 +53,18 @@ def needs(offer: Offer, room: int, image_bytes: int) -> Reserved:
 class Here:
     """What dockerd says of this host, asked once, whether for one offer or for a hundred."""
 
-    def __init__(self, docker: Docker, engine: Engine, names: frozenset[str], images: Sequence[Image]) -> None:
+    def __init__(self, docker: Docker, engine: Engine, containers: Sequence[Summary], images: Sequence[Image]) -> None:
         self.docker = docker
         self.engine = engine
-        self.names = names
+        self.containers = containers
+        self.names = frozenset(found.name for found in containers)
         self.images = images
         self._networks: dict[str, docker_model.Network | None] = {}
 
     @classmethod
     async def look(cls, host: Host) -> Self:
-        names = frozenset(found.name for found in await host.docker.list(all=True))
-        return cls(host.docker, await host.engine(), names, await host.docker.images())
+        containers = await host.docker.list(all=True)
+        return cls(host.docker, await host.engine(), containers, await host.docker.images())
 
     async def network(self, name: str) -> docker_model.Network | None:
         if name not in self._networks:
@@ -281,7 +282,7 @@ async def _networks(host: Host, offer: Offer, others: list[Reserved], known: Her
             message = f"its network {wanted.name} is a {network.driver}, the source's a {wanted.driver}"
             reasons.append(against(Why.NETWORK_DIFFERS, message))
         else:
-            here[wanted.name] = network
+            here[wanted.name] = endpoints.without_stale(network, offer.container, known.containers)
     promised = {address for other in others for address in other.addresses}
     return reasons + list(fitting.fit_networks(offer, here, promised).reasons)
 

@@ -3,7 +3,7 @@
 import re
 
 from agent.base.errors import DockerFailed, Refused
-from agent.migration import belongings, fitting, homes, pins, ports
+from agent.migration import belongings, endpoints, fitting, homes, pins, ports
 from agent.migration.fitting import Body
 from agent.migration.host import Host
 from agent.migration.run import Run
@@ -14,6 +14,7 @@ TAKES_NO_WISHES = re.compile(r"invalid config for network (\S+):.*user configure
 
 async def create(host: Host, run: Run, offer: Offer) -> str:
     """Create the container, with no restart policy; its id, which is in the journal by then."""
+    await endpoints.clear(host.docker, offer)
     image = await belongings.image_here(host.docker, offer.image)
     run.notes += image.notes
     body = {**await _fitted(host, run, offer), "Image": image.name}

@@ -18,7 +18,7 @@ from agent.base import protobuf
 from agent.base.errors import AgentError
 from agent.checkpoint import contents, criu, images, native
 from agent.checkpoint.segments import SegmentWriter
-from agent.doors.docker_model import Network
+from agent.doors.docker_model import Endpoint, Network
 from agent.migration import admission, arrival, confinement, fitting, ports
 from agent.network import identity
 from agent.prework.container_log import FrameCheck
@@ -292,7 +292,7 @@ def command(data: bytes, _: Path) -> None:
 
 
 IPAM = {"Config": [{"Subnet": "10.1.0.0/24", "Gateway": "10.1.0.1"}]}
-HERE = Network("n", "other", "bridge", "local", ("10.1.0.3/24",), {"IPAM": IPAM})
+HERE = Network("n", "other", "bridge", "local", (Endpoint("ep-1", "other", ("10.1.0.3/24",)),), {"IPAM": IPAM})
 
 
 def offer(data: bytes, _: Path) -> None:

@@ -64,7 +64,7 @@ async def test_rounds_of_pre_copy_need_room_for_the_memory_once_more(
 
     monkeypatch.setattr(admission, "_processor", of_the_same_kind)
     offer = moves.offer(memory_bytes=mib * MIB)
-    here = admission.Here(host.docker, moves.ENGINE, frozenset(), ())
+    here = admission.Here(host.docker, moves.ENGINE, (), ())
     judged = await admission.judge(host, offer, [], 64 * MIB, here)
     assert [each.why for each in judged.reasons if each.why is Why.NO_MEMORY] == cold
     assert [each.why for each in judged.precopy] == rounds
