@@ -156,7 +156,7 @@ def _say(seen: Seen) -> None:
     )
     ends = [step.phase for step in seen.steps if step.role == "source"][-1:]
     last = f"{', '.join(ends) or 'not begun'} at {seen.verdict.where}{'' if seen.verdict.went_on else ', anew'}"
-    more = f" [{seen.verdict.resolved}]" if seen.verdict.resolved else ""
+    more = "".join(f" [{what}]" for what in (seen.verdict.resolved, *seen.verdict.debris) if what)
     print(
         f"{seen.plan.run:4} {seen.seconds:5.1f} s {seen.plan.load} {seen.plan.strategy}: {struck} -> {last}{more}",
         flush=True,

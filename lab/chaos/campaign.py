@@ -11,9 +11,9 @@ from lab.chaos import accidents
 from lab.chaos.accidents import Struck
 from lab.chaos.commands import Commands
 from lab.chaos.ground import A, B, Ground
-from lab.chaos.inspect_host import containers
+from lab.chaos.inspect_host import containers, debris
 from lab.chaos.journals import ENDED, JournalReader, Step
-from lab.chaos.judge import Known, Verdict, judge_content, wait_for_rest
+from lab.chaos.judge import Known, Verdict, judge_content, judge_debris, wait_for_rest
 from lab.chaos.loads import NAME, Running
 from lab.chaos.observer import Observer
 from lab.chaos.plan import CONTAINER_RUNS, Accident, Fault, Plan
@@ -63,6 +63,8 @@ class Campaign:
         self._made_for = -1
         self._known = Known()
         self._made = 0
+        self._debris: set[str] = set()
+        """Of runs before: it stays where it is."""
 
     def close(self) -> None:
         for reader in self._readers.values():
@@ -98,6 +100,7 @@ class Campaign:
         verdict = seen.verdict
         seen.looks = observer.looks
         verdict.violations += [*observer.violations, *wrong, *self._too_early(seen, observer)]
+        await asyncio.to_thread(self._look_for_debris, seen)
         if len(listed) == 1:
             verdict.where, verdict.container = listed[0].host, listed[0]
             assert self._running is not None
@@ -230,6 +233,12 @@ class Campaign:
             still = [one for reader in self._readers.values() for one in reader.unfinished()]
             seen.verdict.violations.append(f"still open after {OPEN_SECONDS:g} s with all mended: {still}")
         await asyncio.to_thread(self._ground.lift_limits)
+
+    def _look_for_debris(self, seen: Seen) -> None:
+        for host in self._ground.hosts:
+            new = [one for one in debris(host) or () if one not in self._debris]
+            judge_debris(host.name, new, seen.struck, seen.verdict)
+            self._debris.update(new)
 
     def _too_early(self, seen: Seen, observer: Observer) -> list[str]:
         if observer.target_ran_at is None:

@@ -7,7 +7,7 @@ import itertools
 import time
 from dataclasses import dataclass
 
-from lab.chaos.inspect_host import leftovers
+from lab.chaos.inspect_host import debris, leftovers
 from lab.chaos.journals import JournalReader
 from lab.cluster import Cluster, migration
 from lab.host import Host
@@ -143,6 +143,7 @@ def left(host: Host) -> list[str]:
     end = time.monotonic() + LEFT_SECONDS
     while True:
         found = [one for one in leftovers(host) if f"container {PREFIX}-" not in one]
+        found += [f"dockerd's folder of {one[:12]}, half made" for one in debris(host) or ()]  # none was killed here
         if not found or time.monotonic() > end:
             return found
         time.sleep(0.2)

@@ -17,6 +17,9 @@ from lab.host import Host
 OURS = "/run/transship"
 RUNCS = "/criu-root"
 """What runc mounts in its own folder for as long as CRIU restores."""
+FOLDERS = "var/lib/docker/containers"
+LOADED = "config.v2.json"
+"""What dockerd makes a container of when it starts; of a folder without it it says `failed to load container`."""
 SCRIPTS = ("runtime/restore.py", "runtime/pages.py", "runtime/launcher.sh")
 
 
@@ -93,10 +96,29 @@ def leftovers(host: Host) -> list[str]:
         found += [f"process {process.pid} (containerd-shim)" for process in prey(host, ("containerd-shim",))]
         volumes = ask_docker(host, "/volumes") or {}
         found += [f"volume {one['Name']}" for one in volumes.get("Volumes") or () if one["Name"] == VOLUME]
+    loadable, _ = unknown_folders(root / FOLDERS, ids)
+    return found + [f"dockerd's folder of {name[:12]}" for name in loadable]
+
+
+def debris(host: Host) -> list[str] | None:
+    """Folders of dockerd's own that it can't load itself, by their ids; None while dockerd does not answer.
+
+    A dockerd that is killed in the middle of a `docker create` leaves one. Nobody was told its id.
+    """
+    known = containers(host)
+    if known is None:
+        return None
+    return unknown_folders(Path(f"/proc/{host.node.init().pid}/root") / FOLDERS, {one.id for one in known})[1]
+
+
+def unknown_folders(places: Path, ids: set[str]) -> tuple[list[str], list[str]]:
+    """Folders of containers that dockerd does not have: those that are whole, and those that it can't load."""
+    loadable: list[str] = []
+    broken: list[str] = []
     with contextlib.suppress(OSError):
-        places = {path.name for path in (root / "var/lib/docker/containers").iterdir()}
-        found += [f"dockerd's folder of {name[:12]}" for name in places - ids]
-    return found
+        for name in sorted({path.name for path in places.iterdir()} - ids):
+            (loadable if (places / name / LOADED).exists() else broken).append(name)
+    return loadable, broken
 
 
 def _files(root: Path) -> list[str]:

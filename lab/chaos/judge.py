@@ -6,6 +6,7 @@ same where the target's host goes in the instant in which the decided copy is le
 """
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from lab import endings
@@ -21,6 +22,7 @@ SETTLE_SECONDS = 45.0 * PATIENCE
 PROGRESS_SECONDS = 20.0 * PATIENCE
 PROGRESS = 5
 TAKES_MEMORY = (Accident.HOST_GONE, Accident.SHIM_KILLED, Accident.MEMORY_LIMIT)
+ENDS_DOCKERD = (Accident.DOCKERD_KILLED, Accident.HOST_GONE)
 TAKES_LOG = (*TAKES_MEMORY, Accident.DOCKERD_KILLED, Accident.DOCKER_FULL)
 """dockerd has lines in its own memory before they are in its file, and drops what it can't write."""
 
@@ -50,6 +52,8 @@ class Verdict:
     lost: bool = False
     may_have_run: bool = False
     """The target's host went in the instant in which its copy was let go, and the source's was taken back."""
+    debris: list[str] = field(default_factory=list)
+    """Folders that a killed dockerd has left, and can't load itself: its own, and nothing of the move's."""
 
 
 def wait_for_rest(hosts: list[Host], seconds: float = SETTLE_SECONDS) -> tuple[list[str], list[Listed]]:
@@ -77,6 +81,16 @@ def _at_rest(hosts: list[Host]) -> tuple[list[str], list[Listed]]:
     for host in () if wrong else hosts:  # looked at last: it takes longest
         wrong += [f"left on {host.name}: {what}" for what in inspect_host.leftovers(host)]
     return wrong, found
+
+
+def judge_debris(host: str, folders: Iterable[str], struck: list[Struck], verdict: Verdict) -> None:
+    """What dockerd can't load is counted where an accident has ended it; without one it is a violation as any other."""
+    said = [f"dockerd's folder of {one[:12]}, which has no {inspect_host.LOADED}, on {host}" for one in folders]
+    ended = any(one.hit and one.host == host and one.fault.accident in ENDS_DOCKERD for one in struck)
+    if ended:
+        verdict.debris += said
+    else:
+        verdict.violations += [f"left: {what}" for what in said]
 
 
 def excused(struck: list[Struck], where: str, verdict: Verdict) -> bool:

@@ -31,6 +31,8 @@ was; the same process with its memory, unless an accident ended it where it ran;
 the one connection of its client unbroken, and nothing acknowledged missing; no folder, mount, lock, frozen or stopped
 task, process, cgroup, volume, shim or open migration left on either host.
 
+{debris}
+
 Moves were asked for by: {strategies}. By pre-copy, which needs another kernel than the lab's, {precopy}.
 """
 
@@ -74,6 +76,7 @@ def row(seen: Seen) -> Row:
         "looks": seen.looks,
         "commands": {name: round(value, 4) for name, value in seen.commands.items() if name != "cancel sent"},
         "violations": seen.verdict.violations,
+        "debris": len(seen.verdict.debris),
     }
 
 
@@ -88,6 +91,7 @@ def summary(rows: list[Row], *, date: str, commit: str, recoveries: Sequence[Map
         "commit": commit,
         "runs": len(rows),
         "violations": sum(bool(one["violations"]) for one in rows),
+        "debris": sum(one.get("debris", 0) for one in rows),
         "by_fault": {kind: {"runs": kinds[kind], "violations": wrong[kind]} for kind in Accident},
         "recoveries": list(recoveries),
         "each": rows,
@@ -133,6 +137,7 @@ def _emulated(found: Row, again: Sequence[Row]) -> str:
     lines = ["## In the VM lab", "", told, ""]
     lines += _fault_table({kind: one for kind, one in found["by_fault"].items() if one["runs"]})
     lines += ["", f"They ended: {', '.join(f'{end} {count}' for end, count in ends.most_common())}.", ""]
+    lines += [_debris(found), ""]
     return "\n".join(lines + _violations(rows, again)) + "\n"
 
 
@@ -154,10 +159,19 @@ def _head(found: Row, emulated: Row | None) -> str:
         violations=found["violations"],
         seeds=_seeds(found["each"]),
         strategies=_by_strategy(found["each"]),
+        debris=_debris(found),
         precopy="some are [below](#in-the-vm-lab)" if emulated else "none was",
         seconds=sum(seconds),
         median=statistics.median(seconds),
         looks=looks,
+    )
+
+
+def _debris(found: Row) -> str:
+    """A line of its own: it is no violation, and is hidden from nobody."""
+    return (
+        f"Debris of dockerd's own: {found['debris']}. Folders of containers that a dockerd which an accident ended has "
+        "left half made, and can't load itself ([limits](limits.md#what-a-killed-dockerd-leaves)); they count apart."
     )
 
 

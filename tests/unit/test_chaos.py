@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lab.chaos import __main__ as campaigns
-from lab.chaos import judge, report
+from lab.chaos import inspect_host, judge, report
 from lab.chaos.accidents import Struck
 from lab.chaos.campaign import Seen
 from lab.chaos.judge import Known, Verdict
@@ -71,6 +71,56 @@ def test_only_an_accident_where_it_runs_excuses_that_another_process_runs() -> N
     assert not judge.excused([struck(Accident.HOST_GONE, "b", hit=False)], "b", Verdict())
     assert not judge.excused([struck(Accident.AGENT_KILLED, "b")], "b", Verdict())
     assert judge.excused([], "b", Verdict(lost=True))
+
+
+def test_what_dockerd_can_load_is_left_behind_and_what_it_can_t_is_told_apart(tmp_path: Path) -> None:
+    for name in ("listed", "whole", "half"):
+        (tmp_path / name / "checkpoints").mkdir(parents=True)
+    for name in ("listed", "whole"):
+        (tmp_path / name / "config.v2.json").write_text("{}")
+    (tmp_path / "whole/hostconfig.json").write_text("{}")
+    (tmp_path / "half/hostconfig.json").write_text("{}")
+    assert inspect_host.unknown_folders(tmp_path, {"listed"}) == (["whole"], ["half"])
+    assert inspect_host.unknown_folders(tmp_path / "none", set()) == ([], [])
+
+
+@pytest.mark.parametrize("accident", [Accident.DOCKERD_KILLED, Accident.HOST_GONE])
+def test_debris_counts_apart_where_an_accident_has_ended_dockerd(accident: Accident) -> None:
+    verdict = Verdict()
+    judge.judge_debris("b", ["c" * 64], [struck(accident, "b")], verdict)
+    assert verdict.violations == []
+    assert verdict.debris == ["dockerd's folder of cccccccccccc, which has no config.v2.json, on b"]
+
+
+@pytest.mark.parametrize(
+    "accidents",
+    [
+        [],
+        [("a", True, Accident.DOCKERD_KILLED)],
+        [("b", False, Accident.HOST_GONE)],
+        [("b", True, Accident.AGENT_KILLED)],
+    ],
+    ids=["none", "elsewhere", "missed", "another's"],
+)
+def test_debris_without_a_killed_dockerd_is_a_violation(accidents: list[tuple[str, bool, Accident]]) -> None:
+    verdict = Verdict()
+    hit = [struck(accident, host, hit=hit) for host, hit, accident in accidents]
+    judge.judge_debris("b", ["c" * 64], hit, verdict)
+    assert verdict.debris == []
+    assert "which has no config.v2.json, on b" in verdict.violations[0]
+
+
+def test_debris_is_counted_in_the_record_and_shown_on_the_page() -> None:
+    seen = Seen(replace(plan(1, 1)), verdict=Verdict(debris=["one", "two"]))
+    parts = [report.summary([report.row(seen)], date="2026-01-02", commit="abc", recoveries=[]) for _ in range(2)]
+    assert [part["debris"] for part in parts] == [2, 2]
+    old = {key: value for key, value in parts[0]["each"][0].items() if key != "debris"}
+    whole = report.together([*parts, parts[0] | {"each": [old]}])
+    assert (whole["debris"], whole["violations"]) == (4, 0)
+    page = report.markdown(whole, (), parts[0])
+    assert "Debris of dockerd's own: 4." in page.split("## In the VM lab")[0]
+    assert "Debris of dockerd's own: 2." in page.split("## In the VM lab")[1]
+    assert "Debris of dockerd's own: 0." in report.markdown(campaign_of("cold"))
 
 
 def test_a_counter_goes_on_from_the_last_whole_line(tmp_path: Path) -> None:
