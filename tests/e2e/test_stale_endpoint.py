@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 
 import pytest
 
@@ -21,19 +21,21 @@ SAID = f"the endpoint of {NAME}, which no container has"
 SETTINGS = "/etc/docker/daemon.json"
 
 
-@contextlib.contextmanager
-def live_restore(host: Host) -> Iterator[None]:
+@contextlib.asynccontextmanager
+async def live_restore(host: Host) -> AsyncIterator[None]:
     settings = host.node.read(SETTINGS)
 
-    def say(value: bool) -> None:
+    async def say(value: bool) -> None:
         host.node.write(SETTINGS, json.dumps({**json.loads(settings), "live-restore": value}), 0o644)
         host.run(["sh", "-c", "kill -HUP $(cat /run/docker.pid)"])
+        said = json.dumps(value)
+        await until(lambda: host.docker("info", "-f", "{{.LiveRestoreEnabled}}") == said, f"live-restore is {said}")
 
-    say(True)
+    await say(True)
     try:
         yield
     finally:
-        say(False)  # said, since a key that is gone from the file keeps its value
+        await say(False)  # said, since a key that is gone from the file keeps its value
         host.node.write(SETTINGS, settings, 0o644)
 
 
@@ -75,7 +77,7 @@ async def test_a_container_comes_to_where_an_endpoint_of_its_name_and_address_wa
     for host in (source, there):
         host.ensure_image("busybox")
         ensure_network(host)
-    with live_restore(there):
+    async with live_restore(there):
         await leave_endpoint(there)
     await moves.until_ready()
     try:
