@@ -1,6 +1,7 @@
 """What runs in the containers of demo and tests, and how to tell whether anything of it was lost or came twice."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from agent.prework.container_log import NOTHING_SEEN
 from lab.host import Host
@@ -22,6 +23,19 @@ while True:
     lines.write(f"{{number}} {{gap:.4f}}\\n")
     time.sleep({pause})
 """
+
+STACK_AT_PAGE = """
+import ctypes, mmap, threading
+code = mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+# of x86-64: rsp &= -4096; do pause(); while true
+code.write(bytes.fromhex("55 4889e5 4881e400f0ffff b822000000 0f05 ebf7"))
+wait = ctypes.CFUNCTYPE(None)(ctypes.addressof(ctypes.c_char.from_buffer(code)))
+thread = threading.Thread(target=wait, daemon=True)
+thread.start()
+while not open(f"/proc/self/task/{thread.native_id}/syscall").read().startswith("34 "):
+    pass
+"""
+"""Before a program: one of its threads waits from then on with its stack pointer at the very beginning of a page."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +65,17 @@ def run_counter(host: Host, name: str, *options: str, mib: int = 16, pause: floa
     host.ensure_image("py")
     program = COUNTER.format(mib=mib, pause=pause)
     return host.docker("run", "-d", "--name", name, *options, "py", "python3", "-c", program).strip()
+
+
+def has_stack_at_page(host: Host, name: str) -> bool:
+    """Whether a thread of its first process waits with its stack pointer at the very beginning of a page.
+
+    CRIU takes all its memory for a stack then, and dumps it at once also in post-copy (agent/checkpoint/stacks.py).
+    """
+    pid = host.docker("inspect", "--format", "{{.State.Pid}}", name).strip()
+    threads = Path(f"/proc/{host.node.init().pid}/root/proc/{pid}/task").iterdir()
+    said = [(thread / "syscall").read_text().split() for thread in threads]
+    return any(len(words) > 1 and words[-2].endswith("000") for words in said)
 
 
 def counted(host: Host, name: str, *, taken_back: int = 0) -> Counted:

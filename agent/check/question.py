@@ -181,7 +181,8 @@ class Questions:
         fixed = await choosing.shown(self._host.journal)
         chosen = await compression.choose(request, rate, list(found.pids))
         had = {"precopy": not (found.precopy or said.precopy), "postcopy": not said.postcopy}
-        blackout = choosing.predictions(found.offer.memory_bytes, chosen.rate, fixed, **had)
+        at_once = await choosing.always_at_once(found.pids)
+        blackout = choosing.predictions(found.offer.memory_bytes, chosen.rate, fixed, at_once=at_once, **had)
         return PeerCheck(
             host=name,
             verdict=Verdict.COLD if said.postcopy else Verdict.YES,

@@ -4,13 +4,14 @@
 before the decision, then post-copy, where that is allowed. Where no blackout is wanted, it is cold.
 """
 
+import asyncio
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
 from agent.base.errors import Refused
-from agent.checkpoint import dirty
+from agent.checkpoint import dirty, stacks
 from agent.doors.peer_client import PeerClient
 from agent.migration import compression
 from agent.migration.host import Host
@@ -33,6 +34,10 @@ LAST_MOVES = 7
 NOTHING_SHOWN: Mapping[str, float] = MappingProxyType({})
 WRITTEN = 0.05
 """Of its memory, what a container is expected to write while a last small round goes over, if it is not looked at."""
+LOOKS, LOOK_AGAIN_SECONDS = 4, 0.007
+AT_ONCE = (
+    "{} MiB of its memory do not follow, but come in the blackout: CRIU takes all of a process for a stack now and then"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +52,13 @@ class Choice:
     """Of it, what its memory adds."""
 
 
-def memory_ms(strategy: str, memory: int, rate: float) -> float:
-    """What so many bytes add to the blackout over a link of so many a second: cold streams them while it dumps."""
+def memory_ms(strategy: str, memory: int, rate: float, at_once: int = 0) -> float:
+    """What so many bytes add to the blackout over a link of so many a second: cold streams them while it dumps.
+
+    `at_once`: those of them that do not follow in post-copy (agent/checkpoint/stacks.py).
+    """
     if strategy == PostCopy.name:
-        return 0.0
+        return memory_ms(Cold.name, at_once, rate)
     if strategy == PreCopy.name:
         return convergence.memory_ms(WRITTEN * memory, rate, memory)
     return memory / min(rate, CRIU_RATE) * 1000 + memory / CRIU_RATE * 1000
@@ -69,11 +77,11 @@ async def usual_rate(journal: Journal) -> float | None:
 
 
 def predictions(
-    memory: int, rate: float, fixed: Mapping[str, float], *, precopy: bool, postcopy: bool
+    memory: int, rate: float, fixed: Mapping[str, float], *, at_once: int = 0, precopy: bool, postcopy: bool
 ) -> dict[str, float]:
     """The blackout by each strategy that can be had; by pre-copy of one that writes as expected."""
     names = [Cold.name, *([PreCopy.name] if precopy else []), *([PostCopy.name] if postcopy else [])]
-    return {name: fixed.get(name, FIXED_MS) + memory_ms(name, memory, rate) for name in names}
+    return {name: fixed.get(name, FIXED_MS) + memory_ms(name, memory, rate, at_once) for name in names}
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,10 +102,12 @@ def choose(
     link: Probed,
     fixed: Mapping[str, float] = NOTHING_SHOWN,
     foreseen: Foreseen | None = None,
+    at_once: int = 0,
 ) -> Choice:
     """The strategy that was asked for; for `auto` the safest that keeps to the request's `max_blackout_ms`.
 
     `fixed`: by strategy, what no memory changes, as far as that is known. Without `foreseen`, `auto` has no pre-copy.
+    `at_once`: as for `memory_ms`.
 
     Raises:
         Refused: none does that may be taken.
@@ -107,7 +117,7 @@ def choose(
     limit = request.max_blackout_ms
     too_long: list[str] = []
     for name in _names(request, link, foreseen):
-        by_memory, left = memory_ms(name, memory, link.rate), ""
+        by_memory, left = memory_ms(name, memory, link.rate, at_once), ""
         if name == PreCopy.name and foreseen is not None:
             by_memory, left = foreseen.by_memory, f", {foreseen.left / (1 << 20):.1f} left to freeze"
         predicted = fixed.get(name, FIXED_MS) + by_memory
@@ -182,13 +192,33 @@ async def find_way(run: Run, host: Host, request: Migrate, subject: Subject, pee
     limit = request.max_blackout_ms
     if request.strategy is commands.Strategy.AUTO and limit is not None and cold_ms > limit:
         foreseen = await foresee(run, request, subject, peer, fixed.get(PreCopy.name, FIXED_MS))
-    choice = choose(request, memory, link, fixed, foreseen)
+    at_once = await always_at_once(subject.cgroup.tasks())
+    choice = choose(request, memory, link, fixed, foreseen, at_once)
     run.strategy, run.reason = choice.strategy, choice.reason
     run.figures["predicted_ms"], run.figures["by_memory"] = choice.predicted_ms, choice.memory_ms
     run.figures["link_rate"], run.figures["fixed_ms"] = chosen.rate, choice.predicted_ms - choice.memory_ms
     run.may_follow = request.allow_postcopy and not link.against_postcopy
+    run.figures["at_once"] = at_once
     if request.rehearse:  # with another strategy the container would be frozen, or away, for the memory's sake
         run.strategy = Cold.name
+    if run.strategy == PostCopy.name and at_once:
+        run.notes.append(AT_ONCE.format(at_once >> 20))
+
+
+async def always_at_once(pids: Sequence[int]) -> int:
+    """Bytes that would not follow in post-copy at any moment: it is looked at a few times, some milliseconds apart."""
+    least = await asyncio.to_thread(stacks.dumped_at_once, pids)
+    for _ in range(LOOKS):
+        if not least:
+            break
+        await asyncio.sleep(LOOK_AGAIN_SECONDS)
+        least = min(least, await asyncio.to_thread(stacks.dumped_at_once, pids))
+    return least
+
+
+def memory_follows(run: Run, subject: Subject) -> bool:
+    """Whether CRIU, if it dumped now, would in post-copy leave as much for later as is expected. May block for a ms."""
+    return not subject.offer.lazy or stacks.dumped_at_once(subject.cgroup.tasks()) <= run.figures.get("at_once", 0)
 
 
 def strategy_of(run: Run) -> Strategy:

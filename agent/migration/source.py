@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import logging
 import time
+from functools import partial
 
 from agent.base.errors import AgentError, DumpFailed, Lost
 from agent.base.tasks import both, to_the_end, unless, within
@@ -14,6 +15,7 @@ from agent.base.undo import Undo
 from agent.checkpoint import freezer, proc, resume
 from agent.doors.peer_client import PeerClient
 from agent.migration import leaving
+from agent.migration.choosing import memory_follows
 from agent.migration.files import FilePasses
 from agent.migration.host import Host
 from agent.migration.run import Run
@@ -101,7 +103,8 @@ async def hold(run: Run, subject: Subject, host: Host) -> list[proc.Task]:
     """Frozen, not dead: network locked, tasks frozen; the tasks there are."""
     began, keep = time.monotonic(), subject.offer.tcp is TcpPolicy.KEEP
     seconds = host.settings.deadlines.freeze
-    held = await quiet.hold(host.shell, subject.pid, subject.cgroup, seconds, accepted=keep)
+    good = partial(memory_follows, run, subject)
+    held = await quiet.hold(host.shell, subject.pid, subject.cgroup, seconds, accepted=keep, good=good)
     run.figures["frozen_at"] = held.frozen_at
     run.figures["freeze_ms"] = (time.monotonic() - began) * 1000
     if held.left.stuck + held.left.closing and keep:

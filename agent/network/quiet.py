@@ -40,7 +40,19 @@ class Held:
     """Connections that will not come along."""
 
 
-async def hold(shell: Shell, pid: int, group: freezer.Cgroup, seconds: float, *, accepted: bool = True) -> Held:
+def _always_good() -> bool:
+    return True
+
+
+async def hold(
+    shell: Shell,
+    pid: int,
+    group: freezer.Cgroup,
+    seconds: float,
+    *,
+    accepted: bool = True,
+    good: Callable[[], bool] = _always_good,
+) -> Held:
     """Lock the network and freeze the tasks.
 
     Args:
@@ -49,6 +61,8 @@ async def hold(shell: Shell, pid: int, group: freezer.Cgroup, seconds: float, *,
         group: its cgroup.
         seconds: for the freezer.
         accepted: whether every connection has to have been accepted.
+        good: asked with the tasks frozen; where they are not so that a dump is good now, another moment is looked for,
+            a few times. May block for a millisecond.
 
     Raises:
         FreezeFailed: a task does not freeze, or a program does not accept what waits for it.
@@ -56,11 +70,14 @@ async def hold(shell: Shell, pid: int, group: freezer.Cgroup, seconds: float, *,
     """
     if is_ours(pid):
         # Its connections end with the copy here, and so may those that come meanwhile: there is nothing to wait for.
-        frozen_at = time.monotonic()
-        await freezer.freeze(group, seconds)
-        return Held(frozen_at, Ownerless())
+        for last in _attempts():
+            frozen_at = time.monotonic()
+            await freezer.freeze(group, seconds)
+            if last or await asyncio.to_thread(good):
+                return Held(frozen_at, Ownerless())
+            await freezer.thaw(group)
     await lock.shut_gate(shell, pid)
-    for _ in range(ATTEMPTS):
+    for last in _attempts():
         before = await _settled(shell, pid, accepted)
         frozen_at = time.monotonic()
         # Both at once: what the kernel acknowledges between the two is in the receive queues before the dump begins.
@@ -71,11 +88,17 @@ async def hold(shell: Shell, pid: int, group: freezer.Cgroup, seconds: float, *,
             await _until(pid, lambda found: not found.closing, SOON_SECONDS)
             await lock.lock(shell, pid)
             left = await _look(pid)
-        if left.waiting <= before.waiting and left.waiting_unix <= before.waiting_unix:
+        came = left.waiting > before.waiting or left.waiting_unix > before.waiting_unix
+        if not came and (last or await asyncio.to_thread(good)):
             return Held(frozen_at, left)
-        await lock.shut_gate(shell, pid, inner=True)  # the last ones came from within
+        await lock.shut_gate(shell, pid, inner=came)  # the last ones came from within
         await freezer.thaw(group)
     raise _not_accepted(left.waiting + left.waiting_unix)
+
+
+def _attempts() -> list[bool]:
+    """Each attempt, and whether it is the last."""
+    return [number == ATTEMPTS - 1 for number in range(ATTEMPTS)]
 
 
 async def hang_up(shell: Shell, pid: int) -> None:

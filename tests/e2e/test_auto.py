@@ -9,6 +9,7 @@ from lab.cluster import Cluster
 from lab.workloads import run_counter
 from protocol.commands import ReplyKind
 from protocol.errors import Consequence, ErrorCode
+from tests.e2e.keeper import until_it_follows
 from tests.e2e.support import clean, counts_on
 
 A, B = "a28", "b28"
@@ -35,9 +36,13 @@ async def test_pre_copy_is_refused_where_the_kernel_marks_nothing(moves: Cluster
 
 async def test_on_a_slow_link_only_post_copy_keeps_to_it_and_only_where_it_may(moves: Cluster) -> None:
     name = "choosy"
-    run_counter(moves[A], name, mib=96)
-    try:
+
+    async def start() -> None:
+        run_counter(moves[A], name, mib=96)
         await counts_on(moves[A], name)
+
+    try:
+        await until_it_follows(moves[A], name, start)
         moves.lab.slow(B, "200mbit")
         refused = await moves.migrate(name, A, B, max_blackout_ms=3000, compress="none")
         assert refused.error is not None

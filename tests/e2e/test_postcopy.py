@@ -3,12 +3,12 @@
 import pytest
 
 from lab.cluster import Cluster
-from lab.workloads import run_counter
+from lab.workloads import COUNTER, STACK_AT_PAGE, has_stack_at_page, run_counter
 from protocol.commands import ReplyKind
 from protocol.errors import ErrorCode
 from protocol.status import Phase
 from tests.e2e.archives import policy, state
-from tests.e2e.keeper import arrives, keeper, names, remembers, running
+from tests.e2e.keeper import arrives, keeper, names, remembers, running, until_it_follows
 from tests.e2e.support import clean, counts_on, until
 
 A, B = "a28", "b26"
@@ -18,15 +18,20 @@ PAIRS = [("a28", "b28"), ("b28", "a26"), ("a26", "b26"), ("b26", "c28")]
 @pytest.mark.parametrize(("source", "target"), PAIRS)
 async def test_a_container_counts_on_while_its_memory_follows(moves: Cluster, source: str, target: str) -> None:
     name = f"lazy-{source}-{target}"
-    run_counter(moves[source], name, mib=128)
-    try:
+
+    async def start() -> None:
+        run_counter(moves[source], name, mib=128)
         await counts_on(moves[source], name)
+
+    try:
+        await until_it_follows(moves[source], name, start)
         reply = await moves.migrate(name, source, target, strategy="postcopy")
         assert reply.kind is ReplyKind.FINISHED, reply.error
         assert reply.report is not None
         assert reply.report.strategy == "postcopy"
         assert sum(part.bytes for part in reply.report.parts if part.frozen and part.name == "images") < 16 << 20
         assert sum(part.bytes for part in reply.report.parts if part.name == "pages") > 100 << 20
+        assert not [note for note in reply.report.notes if "for a stack" in note]
         await counts_on(moves[target], name)
         await clean(moves, source, target)
     finally:
@@ -47,6 +52,27 @@ async def test_every_byte_is_what_it_was_while_it_is_there_and_back_again(
             assert name not in names(moves[here])
             assert policy(moves[there], name) == "always"
             await clean(moves, source, target)
+
+
+async def test_what_criu_takes_for_a_stack_comes_in_the_blackout_and_that_is_said(moves: Cluster) -> None:
+    name = "stacked"
+    moves[A].ensure_image("py")
+    program = STACK_AT_PAGE + COUNTER.format(mib=48, pause=0.005)
+    moves[A].docker("run", "-d", "--name", name, "py", "python3", "-c", program)
+    try:
+        await counts_on(moves[A], name)
+        assert has_stack_at_page(moves[A], name)
+        reply = await moves.migrate(name, A, B, strategy="postcopy")
+        assert reply.kind is ReplyKind.FINISHED, reply.error
+        assert reply.report is not None
+        assert sum(part.bytes for part in reply.report.parts if part.frozen and part.name == "images") > 48 << 20
+        [note] = [note for note in reply.report.notes if "for a stack" in note]
+        assert int(note.split()[0]) >= 48
+        await counts_on(moves[B], name)
+        await clean(moves, A, B)
+    finally:
+        for host in (A, B):
+            moves[host].docker("rm", "--force", name, check=False)
 
 
 async def test_the_sources_container_is_kept_until_the_last_page_is_across(moves: Cluster) -> None:

@@ -40,6 +40,17 @@ def test_cold_grows_with_memory_and_with_a_slower_link_and_post_copy_does_not() 
     assert memory_ms("postcopy", 64 * MIB, 10 * MIB) == memory_ms("postcopy", 4096 * MIB, 118 * MIB) == 0
 
 
+def test_what_post_copy_sends_at_once_counts_as_it_does_by_cold() -> None:
+    some = memory_ms("postcopy", 1024 * MIB, 118 * MIB, at_once=64 * MIB)
+    assert some == memory_ms("cold", 64 * MIB, 118 * MIB)
+    assert memory_ms("cold", 1024 * MIB, 118 * MIB, at_once=64 * MIB) == memory_ms("cold", 1024 * MIB, 118 * MIB)
+    with pytest.raises(Refused, match="postcopy would take"):
+        choose(request(max_blackout_ms=1000, allow_postcopy=True), 1024 * MIB, GIGABIT, at_once=1024 * MIB)
+    known: dict[str, float] = {"postcopy": 200}
+    found = predictions(64 * MIB, 118 * MIB, known, at_once=MIB, precopy=False, postcopy=True)
+    assert found["postcopy"] == 200 + memory_ms("cold", MIB, 118 * MIB)
+
+
 async def test_what_is_predicted_is_what_the_hosts_last_moves_have_shown(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "journal.sqlite")
     await journal.open()
@@ -278,3 +289,26 @@ def test_pre_copy_waits_for_less_of_the_memory_and_its_target_still_reads_all_of
     cold, warm = (memory_ms(name, 1024 * MIB, 118 * MIB) for name in ("cold", "precopy"))
     assert warm < cold / 3
     assert warm > memory_ms("precopy", 64 * MIB, 118 * MIB) + 500
+
+
+@pytest.mark.parametrize(("seen", "least"), [([0], 0), ([8, 0], 0), ([8, 8, 4, 8, 8], 4)])
+async def test_what_is_not_so_at_every_look_is_not_expected(
+    seen: list[int], least: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = iter(seen)
+    monkeypatch.setattr(choosing.stacks, "dumped_at_once", lambda pids: next(looks))
+    assert await choosing.always_at_once([1]) == least
+    assert not list(looks)
+
+
+@pytest.mark.parametrize(
+    ("lazy", "expected", "now", "follows"),
+    [(True, 0, 0, True), (True, 0, 8, False), (True, 8, 8, True), (False, 0, 8, True)],
+)
+def test_a_moment_is_good_in_which_as_much_follows_as_is_expected(
+    way: Way, monkeypatch: pytest.MonkeyPatch, *, lazy: bool, expected: int, now: int, follows: bool
+) -> None:
+    monkeypatch.setattr(choosing.stacks, "dumped_at_once", lambda pids: now)
+    way.run.figures["at_once"] = expected
+    subject = replace(way.subject, offer=way.subject.offer.model_copy(update={"lazy": lazy}))
+    assert choosing.memory_follows(way.run, subject) is follows
