@@ -5,6 +5,8 @@ The end is a process of its own and outlives the agent; a restarted agent finds 
 
 import asyncio
 import contextlib
+import socket
+import struct
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -24,6 +26,9 @@ LARGEST_MESSAGE = 1 << 20
 """Of a link between two agents; what they send there is at most a chunk."""
 HEARTBEAT_SECONDS = 5.0
 """Between two pings on a link: a cut cable must be noticed on a link that has nothing to say."""
+
+PEER = struct.Struct("3i")
+"""What the kernel says of who listens: process, user, group."""
 
 Pace = Callable[[int], Awaitable[None]]
 
@@ -51,6 +56,16 @@ class PageChannel:
     @property
     def exists(self) -> bool:
         return (self.folder / "control").exists()
+
+    @property
+    def pid(self) -> int | None:
+        """The end's process, as the kernel knows it now; None if nobody listens there. Does not block."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as asked:
+            try:
+                asked.connect(str(self.folder / "control"))
+            except OSError:
+                return None
+            return int(PEER.unpack(asked.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, PEER.size))[0])
 
     async def start(self, *command: str, seconds: float) -> None:
         """Start the end, within `seconds`, with what it will run when it is told to; nothing runs yet.

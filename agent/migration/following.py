@@ -9,7 +9,7 @@ import contextlib
 import logging
 import time
 
-from agent.base.errors import ContainerGone, FreezeFailed, RestoreFailed
+from agent.base.errors import Cancelled, ContainerGone, FreezeFailed, RestoreFailed
 from agent.checkpoint import freezer, logs, proc
 from agent.checkpoint.criu import lazy_pages_command
 from agent.checkpoint.freezer import Cgroup
@@ -52,19 +52,31 @@ class Following:
             self._hand_over.hold_back_from_lazy()
             self._channel.begin()
 
-    async def ask(self) -> None:
+    async def ask(self, given_up: asyncio.Event) -> None:
         """CRIU's daemon has to listen before the restore: each task gives it its page faults.
 
         Raises:
-            RestoreFailed: it does not come up.
+            RestoreFailed: it does not come up, or not within the deadline of the restore.
+            Cancelled: the source has taken it back meanwhile.
 
         """
-        if self._lazy:
-            self._hand_over.give_to_lazy()
-            if not await self._channel.until_ready():
-                raise RestoreFailed(
-                    "CRIU's lazy-pages daemon has failed", detail=(*self._digest(), *self._channel.said)
-                )
+        if not self._lazy:
+            return
+        self._hand_over.give_to_lazy()
+        listening = asyncio.create_task(self._channel.until_ready(), name="wait for CRIU's daemon")
+        giving_up = asyncio.create_task(given_up.wait(), name="give up")
+        try:
+            seconds = self._host.settings.deadlines.prepare
+            await asyncio.wait({listening, giving_up}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            if listening.done() and listening.result():
+                return
+        finally:
+            listening.cancel()
+            giving_up.cancel()
+        if given_up.is_set():
+            raise Cancelled(f"the source has taken the migration of {self._run.container} back")
+        failed = "has failed" if listening.done() else f"does not come up within {seconds:g} s"
+        raise RestoreFailed(f"CRIU's lazy-pages daemon {failed}", detail=(*self._digest(), *self._channel.said))
 
     async def guard(self, group: Cgroup) -> None:
         """Have the tasks held by whom that daemon is a child of, if it fails; also while there is no agent here."""

@@ -67,7 +67,7 @@ async def migrate(run: Run, subject: Subject, host: Host, peer: PeerClient, stra
         prepared = await unless(preparing, strategy.fails_to_serve(run.id))
         run.figures["restore_ms"] = prepared.restore_ms
         await run.enter(Phase.PREPARED)
-        if subject.offer.lazy and not strategy.serves(run.id):
+        if subject.offer.lazy and not await strategy.serves(run.id):
             raise DumpFailed(GONE)
 
         await commit(run, undo)  # fsync: the one decision; nothing is taken back from here on
@@ -182,7 +182,7 @@ async def until_whole(run: Run, host: Host, peer: PeerClient, strategy: Strategy
             continue
         if arrived.state is Arrival.WHOLE:
             break
-        if arrived.state is Arrival.LOST or not strategy.serves(run.id):
+        if arrived.state is Arrival.LOST or not await strategy.serves(run.id):
             await doubt(run, lost(run, arrived.detail))
             await asyncio.sleep(host.settings.deadlines.ask_again)
         else:

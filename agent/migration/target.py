@@ -187,7 +187,7 @@ class Target:
         if self._staged is not None:
             self._hand_over.give_images_to(self._staged.ids)
         self._hand_over.arm()
-        await self.following.ask()
+        await self.following.ask(self._given_up)
         self._hand_over.say(handover.RESTORE)
         await self._restored()
         self.following.wait_with_the_rest()

@@ -85,7 +85,7 @@ class Strategy(Protocol):
     async def carry(self, memory: Memory) -> None:
         """What goes on beside the story, from its beginning to its end; an end of it is no end of the story."""
 
-    def serves(self, migration: str) -> bool:
+    async def serves(self, migration: str) -> bool:
         """Whether what the running container lacks, or will, can be had here."""
 
     async def fails_to_serve(self, migration: str) -> None:

@@ -78,7 +78,7 @@ class Cold:
     async def carry(self, memory: Memory) -> None:
         """Nothing: all of it is there when the container runs."""
 
-    def serves(self, migration: str) -> bool:
+    async def serves(self, migration: str) -> bool:
         return False
 
     async def fails_to_serve(self, migration: str) -> None:

@@ -6,6 +6,7 @@ that breaks is made again while the container only waits for what it touches.
 """
 
 import asyncio
+import contextlib
 import logging
 import time
 from pathlib import Path
@@ -18,12 +19,16 @@ from agent.doors.dump_gate import WRITTEN
 from agent.doors.pages import PageChannel
 from agent.strategy import FilesAgain, Memory
 from agent.strategy.cold import Cold
-from agent.strategy.dump import DUMPS, Dump, first_of
+from agent.strategy.dump import DUMPS, LOOK_SECONDS, Dump, first_of
 from protocol.peer import ImageFile, SentPart
 
 log = logging.getLogger("agent.pages")
 
 LINK_AGAIN_SECONDS = 0.2
+ENDED_SECONDS = 1.0
+"""For the channel's end to say how CRIU has ended, once it has: runc comes between."""
+LET_GO_SECONDS = 5.0
+"""For CRIU to let go of the tasks, where the channel's end was killed and could not wait for that."""
 GONE = "CRIU has ended while the container's memory was still to come"
 
 
@@ -38,6 +43,8 @@ class PostCopy(Cold):
         self._channel: PageChannel | None = None
         self._linked = asyncio.Event()
         self._started = asyncio.Event()
+        self._criu: tuple[int, int | None] | None = None
+        """Its process and when that was started, while this agent has seen it start."""
 
     def _end(self, shell: Shell, migration: str) -> PageChannel:
         if self._channel is None:
@@ -55,6 +62,7 @@ class PostCopy(Cold):
         await channel.start(*dump.lazy_command(memory.container_id, parent), seconds=memory.ready_seconds)
         channel.begin()
         await dump.at_gate(self._failed(channel), "the source", memory.ready_seconds)
+        self._criu = await asyncio.to_thread(_criu_of, memory.migration)
         await self._send_ahead(memory, dump)
         self._started.set()
         async with within(memory.ready_seconds, "linking the page channel"):
@@ -107,10 +115,21 @@ class PostCopy(Cold):
         await channel.until_ended()
         return CommandFailed("the dump has ended before its memory was asked for", detail=channel.said)
 
-    def serves(self, migration: str) -> bool:
-        """Whether there is a channel, and CRIU has not failed: after a reboot there is none, and no frozen copy."""
-        channel = PageChannel(Shell(), _folder(migration))
-        return channel.exists and not channel.code
+    async def serves(self, migration: str) -> bool:
+        """Whether the channel's end is there, and CRIU has not failed: after a reboot neither is, and no frozen copy.
+
+        The kernel is asked, of both processes: what they would have said, and their files, come some time after a kill.
+        """
+        channel = self._channel or PageChannel(Shell(), _folder(migration))
+        end = channel.pid
+        if end is None or proc.is_ending(end):
+            return False
+        if self._criu is not None and _has_ended(*self._criu):  # it may have given all
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(ENDED_SECONDS):
+                    await channel.until_ended()
+            return channel.code == 0
+        return not channel.code
 
     async def fails_to_serve(self, migration: str) -> None:
         """The end of CRIU here is not passed on (agent/runtime/pages.py): a restore waits for its pages in vain."""
@@ -123,7 +142,11 @@ class PostCopy(Cold):
         """Hang up on CRIU's page server: it leaves the tasks frozen and whole, as after any dump."""
         self._dump_of(shell, migration).gate.shut()  # or CRIU would wait there, and the channel for CRIU
         await self._end(shell, migration).stop()
-        if left := proc.criu_in(DUMPS / migration):  # thawed now, the tasks would run into CRIU's parasite
+        end = time.monotonic() + LET_GO_SECONDS
+        while left := proc.criu_in(DUMPS / migration):  # thawed now, the tasks would run into CRIU's parasite
+            if time.monotonic() < end:
+                await asyncio.sleep(LOOK_SECONDS)
+                continue
             raise StepFailed(f"CRIU does not let the tasks go: processes {left}")
 
     async def release(self, shell: Shell, migration: str) -> None:
@@ -133,3 +156,13 @@ class PostCopy(Cold):
 
 def _folder(migration: str) -> Path:
     return DUMPS / migration / "pages"
+
+
+def _criu_of(migration: str) -> tuple[int, int | None] | None:
+    """The CRIU at the gate, which will serve; none where the first of the name can't be told from others."""
+    found = proc.scripts_in(DUMPS / migration, "criu")
+    return (found[0], proc.start_time(found[0])) if len(found) == 1 else None
+
+
+def _has_ended(pid: int, started: int | None) -> bool:
+    return proc.is_ending(pid) or proc.start_time(pid) != started

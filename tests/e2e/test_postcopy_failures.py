@@ -1,7 +1,8 @@
 """Post-copy when something breaks: not decided, it is taken back; else it goes on where it stopped, and what is lost is
 said to be."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -9,6 +10,7 @@ from agent.runtime import handover
 from agent.strategy.dump import DUMPS
 from lab.cluster import Cluster
 from lab.host import Host
+from lab.shell import PIPE
 from protocol.commands import Resolve
 from protocol.errors import ErrorCode
 from tests.e2e.archives import policy
@@ -73,19 +75,16 @@ async def test_a_source_whose_criu_dies_while_it_is_restored_does_not_wait_in_va
     """Nothing is decided: it runs on at the source at once, though the target does not answer."""
     name = "in-vain"
 
-    def runc() -> list[str]:
-        return moves[B].run(["pgrep", "-f", "[r]estore --detach --image-path"], check=False).stdout.split()
-
     async with keeper(moves, name, "--restart", "always", source=A, others=(B,), mib=64) as digest:
         async with moves.moving(name, A, B, strategy="postcopy") as move:
-            await until(lambda: bool(runc()), "the target is staged")
-            moves[B].run(["kill", "-STOP", *runc()])
+            await until(lambda: bool(runc(moves[B])), "the target is staged")
+            moves[B].run(["kill", "-STOP", *runc(moves[B])])
             await until(lambda: restoring(moves[B], move.id), "the target restores")
             page_server_dies(moves)
             try:
                 await remembers(moves[A], name, digest, taken_back=1)
             finally:
-                moves[B].run(["kill", "-CONT", *runc()], check=False)
+                moves[B].run(["kill", "-CONT", *runc(moves[B])], check=False)
             end = await move.end()
         assert end.error is not None
         assert end.error.code is ErrorCode.DUMP_FAILED, end.error
@@ -93,8 +92,60 @@ async def test_a_source_whose_criu_dies_while_it_is_restored_does_not_wait_in_va
         await clean(moves, A, B)
 
 
+def runc(host: Host) -> list[str]:
+    """Those that wait for a restore, or are at it."""
+    return host.run(["pgrep", "-f", "[r]estore --detach --image-path"], check=False).stdout.split()
+
+
 def restoring(host: Host, migration: str) -> bool:
     return f"{migration} restoring as target" in host.agent_log()
+
+
+HOLD = """
+import sqlite3, sys
+sqlite3.connect("/var/lib/transship/journal.sqlite", isolation_level=None).execute("BEGIN IMMEDIATE")
+print("held", flush=True)
+sys.stdin.read()
+"""
+"""Keeps an agent from writing its journal, until its input ends."""
+
+
+@contextmanager
+def undecided(host: Host) -> Iterator[None]:
+    with host.popen(["python3", "-c", HOLD], stdin=PIPE, stdout=PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdin is not None
+        assert holder.stdout.readline() == "held\n"
+        yield
+        holder.stdin.close()
+
+
+def channels_end_dies(moves: Cluster) -> None:
+    [pid] = moves[A].run(["pgrep", "-f", f"[p]ages.py {DUMPS}/"]).stdout.split()
+    moves[A].run(["kill", "-KILL", pid])
+
+
+@pytest.mark.parametrize("breaks", [page_server_dies, channels_end_dies])
+async def test_what_can_not_be_served_any_more_is_not_decided(
+    moves: Cluster, breaks: Callable[[Cluster], None]
+) -> None:
+    """The target has proved its copy, and the source is about to decide."""
+    name = "not-served"
+    async with keeper(moves, name, source=A, others=(B,), mib=64) as digest:
+        async with moves.moving(name, A, B, strategy="postcopy") as move:
+            await until(lambda: bool(runc(moves[B])), "the target is staged")
+            moves[B].run(["kill", "-STOP", *runc(moves[B])])
+            await until(lambda: restoring(moves[B], move.id), "the target restores")
+            with undecided(moves[A]):
+                moves[B].run(["kill", "-CONT", *runc(moves[B])])
+                await until(lambda: f"{move.id} prepared as target" in moves[B].agent_log(), "it is proved")
+                breaks(moves)
+            end = await move.end()
+        assert end.error is not None
+        assert end.error.code is ErrorCode.DUMP_FAILED, end.error
+        await remembers(moves[A], name, digest, taken_back=1)
+        assert name not in names(moves[B])
+        await clean(moves, A, B)
 
 
 @pytest.mark.parametrize("breaks", [daemon_dies, page_server_dies])

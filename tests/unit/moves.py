@@ -306,7 +306,7 @@ class FakeStrategy:
     async def carry(self, *_: object) -> None:
         pass
 
-    def serves(self, *_: object) -> bool:
+    async def serves(self, *_: object) -> bool:
         return False
 
     async def fails_to_serve(self, *_: object) -> None:

@@ -2,11 +2,13 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
+from agent.base.errors import Cancelled, RestoreFailed
 from agent.checkpoint import freezer, logs, proc
 from agent.checkpoint.freezer import Cgroup
 from agent.doors.handover import HandOver
@@ -146,3 +148,36 @@ async def test_a_go_that_is_long_in_coming_does_not_break_the_link(
     following = world.following()
     following.wait_with_the_rest()
     await following._turn()
+
+
+def waiting(world: World, monkeypatch: pytest.MonkeyPatch, seconds: float) -> Following:
+    """For a daemon that says nothing."""
+    following = world.following()
+    hand_over = type("Folder", (), {"work": world.folder, "give_to_lazy": lambda _: None})()
+    monkeypatch.setattr(following, "_hand_over", hand_over)
+    host = replace(following._host, settings=moves.settings("beta", prepare=seconds))
+    monkeypatch.setattr(following, "_host", host)
+    return following
+
+
+async def test_a_daemon_that_does_not_come_up_is_waited_for_within_the_restores_deadline(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is before the decision: the source takes it back."""
+    async with asyncio.timeout(moves.WATCHDOG_SECONDS):
+        with pytest.raises(RestoreFailed, match="does not come up"):
+            await waiting(world, monkeypatch, 0.01).ask(asyncio.Event())
+
+
+async def test_and_no_longer_than_until_the_source_has_taken_it_back(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The discard waits for its turn."""
+    given_up = asyncio.Event()
+    asking = asyncio.create_task(waiting(world, monkeypatch, 10**6).ask(given_up))
+    await asyncio.sleep(0)
+    assert not asking.done()
+    given_up.set()
+    async with asyncio.timeout(moves.WATCHDOG_SECONDS):
+        with pytest.raises(Cancelled):
+            await asking

@@ -16,8 +16,10 @@ import pytest
 from agent.base.errors import DumpFailed
 from agent.base.shell import Shell
 from agent.base.tasks import beside
+from agent.checkpoint import proc
 from agent.doors.pages import PageChannel
 from agent.runtime.pages import PAGES_FD, READY_FD
+from agent.strategy import postcopy
 from agent.strategy.postcopy import PostCopy
 
 SECONDS = 30.0
@@ -166,6 +168,62 @@ async def test_one_that_nobody_can_reach_any_more_is(tmp_path: Path) -> None:
         os.kill(pid, signal.SIGKILL)
         with pytest.raises(DumpFailed):
             await failing
+
+
+# --- whether they serve, right before the decision: nobody has been told of a kill yet, and no time may pass ---
+
+FORKS = "import os, signal; child = os.fork(); child or signal.pause(); print(child, flush=True); signal.pause()"
+
+
+async def test_an_end_that_was_just_killed_serves_no_more(tmp_path: Path) -> None:
+    async with channel(tmp_path, ANSWERS) as end:
+        end.begin()
+        assert await end.until_ready()
+        assert await _strategy(end).serves("m-1")
+        assert end.pid is not None
+        os.kill(end.pid, signal.SIGKILL)
+        assert not await _strategy(end).serves("m-1")
+        assert end.exists, "its file says nothing of that"
+
+
+async def test_a_restarted_source_sees_that_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def folder(_: str) -> Path:
+        return tmp_path
+
+    monkeypatch.setattr(postcopy, "_folder", folder)
+    async with channel(tmp_path, ANSWERS) as end:
+        end.begin()
+        assert await end.until_ready()
+        assert await PostCopy().serves("m-1")
+        assert end.pid is not None
+        os.kill(end.pid, signal.SIGKILL)
+        assert not await PostCopy().serves("m-1")
+
+
+async def test_a_criu_that_was_just_killed_serves_no_more_though_runc_has_not_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postcopy, "ENDED_SECONDS", 0.01)
+    async with channel(tmp_path, FORKS) as end:
+        end.begin()
+        while not end.said:
+            await end.until_news(0.01)
+        criu, strategy = int(end.said[0]), _strategy(end)
+        strategy._criu = (criu, proc.start_time(criu))
+        assert await strategy.serves("m-1")
+        os.kill(criu, signal.SIGKILL)
+        assert end.code is None, "nobody has said so yet"
+        assert not await strategy.serves("m-1")
+
+
+async def test_a_criu_that_has_given_all_is_told_from_one_that_was_killed(tmp_path: Path) -> None:
+    """What it has ended with is known only when runc has ended, too: that is waited for."""
+    async with channel(tmp_path, "pass") as end:
+        strategy = _strategy(end)
+        strategy._criu = (os.getpid(), None)
+        end.begin()
+        assert await strategy.serves("m-1")
+        assert end.code == 0
 
 
 def _strategy(end: PageChannel) -> PostCopy:
