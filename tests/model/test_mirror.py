@@ -45,9 +45,10 @@ ORDER: list[tuple[Callable[..., Any], str]] = [
     ),
     (source.hold, "hold"),
     (source.hang_up, "hang_up"),
-    # It may thaw and begin anew for connections that come at the last moment; when it returns both are done.
-    # The first freeze is that of a container on the host's own network, which nobody may lock.
-    (quiet.hold, "freeze shut_gate lock freeze shut_gate lock shut_gate thaw"),
+    # It may thaw and begin anew, for connections that come at the last moment or a moment that is not good for a dump;
+    # when it returns both are done. The first freeze is that of a container on the host's own network, which nobody may
+    # lock.
+    (quiet.hold, "freeze thaw shut_gate lock freeze shut_gate lock shut_gate thaw"),
     (quiet.hang_up, "lock_all_but_the_last_word drop lock"),
     (source.let_go, "stop_serving release"),
     (source.release, "unlock thaw"),

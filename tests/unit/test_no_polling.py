@@ -20,6 +20,7 @@ WAITS = {
     "agent/doors/logind.py": "between two attempts at connecting",
     "agent/doors/mqtt.py": "between two attempts at connecting",
     "agent/inventory.py": "between two attempts at connecting",
+    "agent/migration/choosing.py": "other moments of a running program's stacks, a few milliseconds in all",
     "agent/migration/files.py": "processes from outside that write into a frozen container's files",
     "agent/migration/kept.py": "the end of a process that has a container paused",
     "agent/migration/leaving.py": "says that it is alive; the end of a dump that was left behind",
