@@ -19,8 +19,8 @@ ACL = struct.pack("<I", 2) + b"".join(
 CAPABILITY = struct.pack("<IIIII", 0x02000001, 1 << 10, 0, 0, 0)
 
 
-def image(root: Path) -> None:
-    """What both hosts have as the image."""
+def image(root: Path, *, big: int = 6 * MIB) -> None:
+    """What both hosts have as the image; `big`: how large its big file is, by which time goes."""
     for name in ("etc", "full/sub/deep", "gone/sub", "moved/sub", "kept", "run", "to-file/x", "swap-a", "swap-b"):
         (root / name).mkdir(parents=True)
     for name in ("etc/conf", "full/a", "full/sub/deep/f", "gone/sub/g", "moved/sub/m", "kept/k", "to-file/x/y", "tool"):
@@ -31,7 +31,7 @@ def image(root: Path) -> None:
     (root / "var").mkdir()
     (root / "var/run").symlink_to("/run")
     (root / "latest").symlink_to("etc/conf")
-    (root / "big").write_bytes(os.urandom(6 * MIB))
+    (root / "big").write_bytes(os.urandom(big))
     (root / "tool").chmod(0o4755)
     os.setxattr(root / "xattred", "user.image", b"1")
     os.setxattr(root / "kept", "user.kept", b"of the image")

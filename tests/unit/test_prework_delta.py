@@ -94,7 +94,7 @@ def test_change_between_the_passes_arrives(run: Run, name: str) -> None:
 def test_change_to_what_was_already_copied_up_arrives(tmp_path: Path, name: str) -> None:
     """The image is empty: all files are in the writable layer, and were sent by the first pass."""
     with overlays(tmp_path, copies(_empty(tmp_path))) as (here, there):
-        image(here.merged)
+        image(here.merged, big=6 * MIB if "big" in name else 4096)
         let_the_clock_tick()
         stream, first = packed(here.source())
         applied(there.merged, stream)
