@@ -1,10 +1,11 @@
-"""A container goes on after a dump: thawed, with the calls that CRIU has interrupted made again.
+"""A container goes on after a dump: thawed, with its connections, and the calls that CRIU has interrupted made again.
 
 CRIU leaves its tasks with EINTR where they waited for a time (calls.py). As long as they are frozen none has seen it
 yet: each is stopped by ptrace, the cgroup thawed, and the kernel told to make the call again, or not if a signal
 comes. Who traces ends with this thread, whatever becomes of it, and so does its hold on the tasks.
 """
 
+import asyncio
 import contextlib
 import ctypes
 import logging
@@ -15,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from agent.base.tasks import in_own_thread, to_the_end
-from agent.checkpoint import calls, freezer
+from agent.checkpoint import calls, freezer, repair
 from agent.checkpoint.freezer import Cgroup
 
 log = logging.getLogger("agent.resume")
@@ -39,7 +40,12 @@ _libc.ptrace.restype = ctypes.c_long
 
 
 async def thaw(group: Cgroup) -> None:
-    """Make sure that the cgroup is not frozen, and that no dump has ended a call in it; one that is gone is neither."""
+    """Make sure that the cgroup is not frozen, and that no dump has a connection of it in hand, or has ended a call.
+
+    One that is gone is neither.
+    """
+    if group.is_frozen() and (back := await asyncio.to_thread(repair.give_back, group.tasks())):
+        log.warning("connections that a dump had left in repair go on: %d", back)
     if platform.machine() == "x86_64" and group.is_frozen():
         try:
             if told := await to_the_end(in_own_thread(lambda: _thaw(group))):

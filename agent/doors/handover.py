@@ -9,7 +9,7 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from agent.base.tasks import readable
 from agent.checkpoint import contents, grace, images, proc
 from agent.checkpoint.criu import CriuOptions
 from agent.doors import tmpfs
-from agent.network import identity, lock
+from agent.doors.restore_scripts import put_scripts, put_wrapper
 from agent.prework.container_log import FrameCheck
 from agent.prework.ids import IdMap, IdRange
 from agent.runtime import handover
@@ -31,59 +31,7 @@ CRIU_END_SECONDS = 10.0
 MOST_PRINTED = 64 << 20
 """On the tmpfs, beside the images."""
 
-HOOK = """\
-#!/bin/sh
-# Run by runc in the blackout, with a script for the new network namespace; nothing in that is restored yet.
-read -r state || [ -n "$state" ]
-pid=${state#*\\"pid\\":}
-pid=${pid%%[,\\}]*}
-# on the host's own network nothing is to be set
-[ /proc/self/ns/net -ef /proc/"$pid"/ns/net ] && exit 0
-exec nsenter --net=/proc/"$pid"/ns/net /bin/sh -e "$1" "$pid"
-"""
-
-FIRST = """\
-nft -f {folder}/{lock} & nft=$!
-ip -batch {folder}/{addresses}
-wait $nft
-# a socket may be bound to an address that is not there yet, or not any more (identity.bind_as_usual)
-printf 1 >/proc/sys/net/ipv4/ip_nonlocal_bind
-. {folder}/{sysctls}
-# from here on dockerd may attach the network; read-write, since nobody may be there to read
-echo "$1" 1<>{folder}/{made}
-"""
-FILES = {
-    "lock": handover.LOCK,
-    "addresses": handover.ADDRESSES,
-    "sysctls": handover.SYSCTLS,
-    "made": handover.MADE,
-}
-WRAPPER = {"passed": handover.PASSED, "armed": handover.ARMED, "criu": handover.CRIU}
-HOLDING = {"release": handover.RELEASE, "held": handover.HELD, "run": handover.RUN}
 FIFOS = (handover.GO, handover.EVENTS, handover.ARMED, handover.CRIU, handover.MADE, handover.HELD, handover.RELEASE)
-
-CRIU = """\
-#!/bin/sh
-# What runc finds as `criu`. It asks for the version before anything else, and waits here until it may look into the
-# images. CRIU itself waits for the first of them. An end of file is the end of the runtime.
-[ -e {folder}/{passed} ] || read -r armed <{folder}/{armed} || exit 1
-PATH={tools}:${{PATH#*:}}
-# its end is seen by the runtime: runc waits on for what a killed CRIU had restored by then
-echo $$ 1<>{folder}/{criu}
-exec criu "$@"
-"""
-
-HOLD = """\
-#!/bin/sh
-# Called by CRIU at each stage. At `pre-resume` every task is restored and held by ptrace, one step before it runs:
-# CRIU waits here for the word. Its fifo is opened read-write, since an end of file would be taken for the word.
-case $CRTOOLS_SCRIPT_ACTION in
-pre-resume)
-    exec 3<>{folder}/{release}
-    echo "$CRTOOLS_INIT_PID" >{folder}/{held}
-    until read -r word <&3 && [ "$word" = {run} ]; do :; done ;;
-esac
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,8 +126,7 @@ class HandOver:
         with contextlib.suppress(FileExistsError):
             os.mkfifo(self.images / handover.INVENTORY, 0o600)
         (self.path / handover.BIN).mkdir(exist_ok=True, mode=0o700)
-        tools = self.path / contents.SCRIPTS
-        self._script(f"{handover.BIN}/criu", CRIU.format(folder=self.path, tools=tools, **WRAPPER))
+        put_wrapper(self.path, self.path / contents.SCRIPTS)
         contents.put_script(self.path, contents.UNPACK, self.images)
         put_scripts(self.path, self.path, options, stand_in)
         # last, and whole: its existence is what makes the launcher restore
@@ -190,9 +137,6 @@ class HandOver:
         if (event := await asyncio.to_thread(grace.event)) >= 0:
             self._open["event"] = event  # while it is open, CRIU has its own at once
         self.listen()
-
-    def _script(self, name: str, text: str) -> None:
-        _put_script(self.path / name, text)
 
     def without_stand_in(self) -> None:
         """The network will be there before the restore, so no address has to stand on lo."""
@@ -299,6 +243,19 @@ class HandOver:
         found = self._load(handover.RESULT)
         return RestoreResult(found["code"], found["pid"], found["runc"], found["began"], found["ended"])
 
+    def send_away(self) -> None:
+        """Have whoever waits at a fifo for the runtime's word fail of it, and who would begin to: nobody will say it.
+
+        The runtime does so itself where it is told to. One that was killed can't: an open fifo ends with it, but who
+        comes to open one waits for the next writer, for ever.
+        """
+        for fifo in (self.path / handover.ARMED, self.images / handover.INVENTORY, self.lazy / handover.INVENTORY):
+            with contextlib.suppress(OSError):
+                if fifo.is_fifo():
+                    writer = os.open(fifo, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+                    fifo.unlink()
+                    os.close(writer)
+
     async def outcome(self, seconds: float) -> RestoreResult | None:
         """How the restore went, waiting for one that is under way; None where there was none, or the time is up."""
         with contextlib.suppress(TimeoutError, StepFailed):
@@ -361,21 +318,6 @@ class HandOver:
         theirs = (self.path.name, ROOT)
         ours = [each for each in mounts if each.is_relative_to(self.path) or (killed and each.parts[-2:] == theirs)]
         return [each for each in ours if not any(each != other and each.is_relative_to(other) for other in ours)]
-
-
-def put_scripts(path: Path, folder: Path, options: CriuOptions, stand_in: Sequence[str]) -> None:
-    """What a restore calls, written into `path`; when it does they lie in `folder`."""
-    _put_script(path / handover.HOLD, HOLD.format(folder=folder, **HOLDING))
-    (path / handover.CRIU_CONF).write_text(options.for_restore(folder / handover.HOLD))
-    (path / handover.LOCK).write_text(lock.RULES)
-    (path / handover.ADDRESSES).write_text(identity.stand_in(stand_in))
-    (path / handover.FIRST).write_text(FIRST.format(folder=folder, **FILES))
-    _put_script(path / handover.HOOK, HOOK)
-
-
-def _put_script(path: Path, text: str) -> None:
-    path.write_text(text)
-    path.chmod(0o700)
 
 
 def give_images_to(top: Path, ids: IdMap) -> None:

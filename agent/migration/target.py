@@ -314,6 +314,7 @@ class Target:
         await self.following.stop()
         hand_over.say(handover.DISCARD)
         result = await hand_over.outcome(held.HUNG_SECONDS if self.offer.lazy else self._host.settings.deadlines.docker)
+        hand_over.send_away()
         if result is not None and result.pid:
             await held.end(hand_over, result)
         else:

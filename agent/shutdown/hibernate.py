@@ -25,7 +25,8 @@ from agent.checkpoint.criu import GHOST_LIMIT, CriuOptions
 from agent.checkpoint.diagnosis import dump_failed
 from agent.checkpoint.freezer import Cgroup
 from agent.doors.docker_model import Container
-from agent.doors.handover import give_images_to, put_scripts
+from agent.doors.handover import give_images_to
+from agent.doors.restore_scripts import put_scripts
 from agent.migration import admission, connections, preflight
 from agent.migration.host import Host
 from agent.migration.obstacles import obstacles

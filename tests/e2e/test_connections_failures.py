@@ -1,18 +1,26 @@
 """A move fails, is cancelled, or its agent dies, while records are exchanged: none is missing, none comes twice."""
 
+import asyncio
+import signal
+import socket
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractContextManager, asynccontextmanager
 from pathlib import Path
 
 import pytest
 
+from agent.checkpoint import repair
+from lab.chaos import kernel
+from lab.chaos.accidents import prey
 from lab.cluster import Cluster
+from lab.host import Host
 from lab.soak import Place, Streams, ensure_network
 from protocol.commands import ReplyKind
-from protocol.errors import Consequence
+from protocol.errors import Consequence, ErrorCode
 from protocol.status import Phase
 from tests.e2e.stream_support import remove
-from tests.e2e.support import clean, until
+from tests.e2e.support import WAIT_SECONDS, clean, until
 from tests.e2e.test_failures import A, B, dump_fails, restore_fails
 
 NAME = "held"
@@ -49,6 +57,39 @@ async def test_no_record_is_lost_when_a_step_fails(
         await streams.flowing()
         again = await moves.migrate(NAME, A, B)
         assert again.kind is ReplyKind.FINISHED, again.error
+
+
+async def test_no_record_is_lost_when_criu_is_killed_with_the_connections_in_its_hand(
+    moves: Cluster, tmp_path: Path
+) -> None:
+    async with streaming(moves, tmp_path) as streams:
+        killing = asyncio.create_task(asyncio.to_thread(kill_criu_in_the_middle, moves[A], NAME))
+        reply = await moves.migrate(NAME, A, B)
+        assert await killing > 0
+        assert reply.error is not None
+        assert reply.error.code is ErrorCode.DUMP_FAILED
+        assert reply.error.consequence is Consequence.TAKEN_BACK
+        await streams.flowing()
+        again = await moves.migrate(NAME, A, B)
+        assert again.kind is ReplyKind.FINISHED, again.error
+
+
+def kill_criu_in_the_middle(host: Host, name: str) -> int:
+    """Kill CRIU there as soon as it has connections of a container in repair; how many those are."""
+    container = host.docker("inspect", "--format", "{{.Id}}", name).strip()
+    pids = [pid for pid in kernel.processes(host) if container in Path(f"/proc/{pid}/cgroup").read_text()]
+    end = time.monotonic() + WAIT_SECONDS
+    while time.monotonic() < end:
+        for connection in (found for pid in pids for found in repair.connections(pid)):
+            if connection.getsockopt(socket.IPPROTO_TCP, repair.TCP_REPAIR):
+                for criu in prey(host, ("criu",)):
+                    criu.signal(signal.SIGKILL)
+                return sum(
+                    found.getsockopt(socket.IPPROTO_TCP, repair.TCP_REPAIR)
+                    for pid in pids
+                    for found in repair.connections(pid)
+                )
+    raise AssertionError("CRIU has put no connection into repair")
 
 
 async def test_no_record_is_lost_when_a_frozen_move_is_cancelled(moves: Cluster, tmp_path: Path) -> None:
