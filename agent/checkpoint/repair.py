@@ -1,8 +1,10 @@
 """TCP connections that a CRIU which was killed at its dump had in its hand: they are given back to the container.
 
 CRIU puts each connection into repair (TCP_REPAIR) to read its state, and all are until it ends. From one in repair a
-program reads nothing but EPERM, and what it writes is taken for sent (net/ipv4/tcp.c, tcp_output.c). As long as the
-tasks are frozen nothing of that kind has happened, and CRIU only looks: with repair off all is as before.
+program reads nothing but EPERM, and what it writes is taken for sent (net/ipv4/tcp.c, tcp_output.c). CRIU only looks:
+with repair off all is as before. But the tasks run as soon as CRIU is dead, since it has thawed them to stop them by
+ptrace: one that waits in `recv` has its EPERM by now. One that waits in `poll`, as event loops do, does not notice, for
+the network is locked until later.
 """
 
 import contextlib

@@ -39,13 +39,18 @@ _libc.ptrace.argtypes = (ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c
 _libc.ptrace.restype = ctypes.c_long
 
 
+async def give_back(group: Cgroup) -> None:
+    """Make sure that no dump has a connection in hand: before anything can come in, if the network is locked."""
+    if back := await asyncio.to_thread(repair.give_back, group.tasks()):
+        log.warning("connections that a dump had left in repair go on: %d", back)
+
+
 async def thaw(group: Cgroup) -> None:
     """Make sure that the cgroup is not frozen, and that no dump has a connection of it in hand, or has ended a call.
 
     One that is gone is neither.
     """
-    if group.is_frozen() and (back := await asyncio.to_thread(repair.give_back, group.tasks())):
-        log.warning("connections that a dump had left in repair go on: %d", back)
+    await give_back(group)
     if platform.machine() == "x86_64" and group.is_frozen():
         try:
             if told := await to_the_end(in_own_thread(lambda: _thaw(group))):

@@ -126,6 +126,7 @@ async def release(host: Host, subject: Subject) -> None:
         await freezer.thaw_if_empty(subject.cgroup)
     else:
         try:
+            await resume.give_back(subject.cgroup)
             await lock.unlock(host.shell, subject.pid)
         finally:  # a mute container is bad, a frozen one is worse
             await resume.thaw(subject.cgroup)

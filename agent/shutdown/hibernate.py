@@ -289,6 +289,7 @@ async def release(host: Host, pid: int, group: Cgroup) -> None:
         await freezer.thaw_if_empty(group)
     else:
         try:
+            await resume.give_back(group)
             await lock.unlock(host.shell, pid)
         finally:  # a mute container is bad, a frozen one is worse
             await resume.thaw(group)

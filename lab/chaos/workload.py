@@ -9,10 +9,12 @@ import contextlib
 import json
 import os
 import secrets
+import select
 import socket
 import sys
 import threading
 import time
+from collections.abc import Iterator
 
 PORT = 7000
 PAUSE_SECONDS = 0.02
@@ -57,10 +59,20 @@ def count(paths: list[str], token: str, mib: int, state: dict[str, int]) -> None
         time.sleep(PAUSE_SECONDS)
 
 
+def lines(connection: socket.socket) -> Iterator[bytes]:
+    poller, rest = select.poll(), b""
+    poller.register(connection, select.POLLIN)
+    while poller.poll() and (data := connection.recv(4096)):
+        *whole, rest = (rest + data).split(b"\n")
+        yield from whole
+
+
 def answer(connection: socket.socket, token: str, state: dict[str, int]) -> None:
-    """Each record has to be the next one; the answer is its number and who has counted it."""
-    file = connection.makefile("rb")
-    for line in file:
+    """Each record has to be the next one; the answer is its number and who has counted it.
+
+    It waits as event loops do, not in a read: that is what a connection which CRIU was killed over needs.
+    """
+    for line in lines(connection):
         number = int(line)
         wrong = number != state["records"] + 1
         if not wrong:

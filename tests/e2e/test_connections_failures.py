@@ -13,6 +13,8 @@ import pytest
 from agent.checkpoint import repair
 from lab.chaos import kernel
 from lab.chaos.accidents import prey
+from lab.chaos.loads import NAME as CONTAINER
+from lab.chaos.loads import Load, Running
 from lab.cluster import Cluster
 from lab.host import Host
 from lab.soak import Place, Streams, ensure_network
@@ -59,25 +61,43 @@ async def test_no_record_is_lost_when_a_step_fails(
         assert again.kind is ReplyKind.FINISHED, again.error
 
 
-async def test_no_record_is_lost_when_criu_is_killed_with_the_connections_in_its_hand(
-    moves: Cluster, tmp_path: Path
-) -> None:
-    async with streaming(moves, tmp_path) as streams:
-        killing = asyncio.create_task(asyncio.to_thread(kill_criu_in_the_middle, moves[A], NAME))
-        reply = await moves.migrate(NAME, A, B)
+async def test_a_connection_goes_on_that_a_killed_criu_had_in_its_hand(moves: Cluster) -> None:
+    container = Running(moves.lab, Load.RECORDS, 61)
+    try:
+        container.start(moves[A])
+        await answered(container)
+        killing = asyncio.create_task(asyncio.to_thread(kill_criu_in_the_middle, moves[A], CONTAINER))
+        reply = await moves.migrate(CONTAINER, A, B)
         assert await killing > 0
         assert reply.error is not None
         assert reply.error.code is ErrorCode.DUMP_FAILED
         assert reply.error.consequence is Consequence.TAKEN_BACK
-        await streams.flowing()
-        again = await moves.migrate(NAME, A, B)
+        await answered(container)
+        again = await moves.migrate(CONTAINER, A, B)
         assert again.kind is ReplyKind.FINISHED, again.error
+        await answered(container)
+        await clean(moves, A, B)
+    finally:
+        await asyncio.to_thread(container.remove)
+
+
+async def answered(container: Running, more: int = 20) -> None:
+    """So many records more are acknowledged over the one connection, none missing and none twice."""
+    base = int(str(container.client_state().get("acknowledged", 0)))
+
+    def look() -> bool:
+        state = container.client_state()
+        assert "wrong" not in state, state
+        return int(str(state.get("acknowledged", 0))) >= base + more
+
+    await until(look, f"records are acknowledged beyond {base}")
 
 
 def kill_criu_in_the_middle(host: Host, name: str) -> int:
     """Kill CRIU there as soon as it has connections of a container in repair; how many those are."""
     container = host.docker("inspect", "--format", "{{.Id}}", name).strip()
-    pids = [pid for pid in kernel.processes(host) if container in Path(f"/proc/{pid}/cgroup").read_text()]
+    places = (kernel.freezer_folder(host) or Path("/nowhere")).rglob(f"*{container}*/cgroup.procs")
+    pids = [int(line) for place in places for line in place.read_text().split()]
     end = time.monotonic() + WAIT_SECONDS
     while time.monotonic() < end:
         for connection in (found for pid in pids for found in repair.connections(pid)):
@@ -89,7 +109,7 @@ def kill_criu_in_the_middle(host: Host, name: str) -> int:
                     for pid in pids
                     for found in repair.connections(pid)
                 )
-    raise AssertionError("CRIU has put no connection into repair")
+    raise AssertionError(f"CRIU has put no connection of {pids} into repair")
 
 
 async def test_no_record_is_lost_when_a_frozen_move_is_cancelled(moves: Cluster, tmp_path: Path) -> None:
