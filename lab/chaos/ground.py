@@ -19,7 +19,7 @@ from lab.cluster import TRANSSHIP, Cluster
 from lab.host import Engine, Host, HostSpec
 from lab.naming import state_folder
 from lab.network import Address
-from lab.shell import PATIENCE, LabError
+from lab.shell import PATIENCE, LabError, wait_until
 from protocol.base import new_command_id
 from protocol.commands import Ping
 from protocol.errors import ErrorCode
@@ -153,11 +153,24 @@ class Ground:
     async def until_ready(self, seconds: float = 40.0) -> None:
         """Wait until both agents take commands: what is retained may be of before the broker or an agent was gone."""
         async with asyncio.timeout(seconds):
+            for host in self.hosts:
+                await asyncio.to_thread(wait_for_containerd, host, seconds)
             await self.cluster.until_ready()
             async with Controller(self.cluster.broker) as controller:
                 for host in self.hosts:
                     while not await _answers(controller, host):
                         await asyncio.sleep(ASK_AGAIN_SECONDS)
+
+
+def wait_for_containerd(host: Host, seconds: float) -> None:
+    """Wait until dockerd has it: it goes on without, but starts no container then, and tries again by a clock."""
+    shown = "{{.ContainerdCommit.ID}}"
+    wait_until(
+        f"dockerd of {host.name} has containerd",
+        lambda: host.docker("info", "--format", shown, check=False).strip() not in ("", "N/A"),
+        seconds,
+        every=0.1,
+    )
 
 
 async def _answers(controller: Controller, host: Host) -> bool:
