@@ -164,10 +164,10 @@ class Ground:
 
 def wait_for_containerd(host: Host, seconds: float) -> None:
     """Wait until dockerd has it: it goes on without, but starts no container then, and tries again by a clock."""
-    shown = "{{.ContainerdCommit.ID}}"
+    parts = "{{range .Server.Components}}{{.Name}} {{end}}"  # containerd is one while dockerd reaches it
     wait_until(
         f"dockerd of {host.name} has containerd",
-        lambda: host.docker("info", "--format", shown, check=False).strip() not in ("", "N/A"),
+        lambda: "containerd" in host.docker("version", "--format", parts, check=False).split(),
         seconds,
         every=0.1,
     )
