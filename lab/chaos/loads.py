@@ -1,10 +1,13 @@
 """The containers of a campaign: one at a time, moved to and fro over several runs, and what can be lost of it."""
 
+import contextlib
 import enum
 import json
+import signal
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,6 +80,16 @@ class Running:
             with self._output.open("w") as output:
                 argv = [sys.executable, str(PROGRAM), "client", self._place.v4]
                 self._client = self._lab.client_popen(argv, stdout=output, stderr=shell.STDOUT)
+
+    @contextlib.contextmanager
+    def client_silent(self) -> Iterator[None]:
+        """Have the client say nothing as long as the block runs; its connection stays."""
+        assert self._client is not None
+        self._client.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._client.send_signal(signal.SIGCONT)
 
     @property
     def _output(self) -> Path:
