@@ -1,4 +1,4 @@
-"""A container goes on after a dump: thawed, with its connections, and the calls that CRIU has interrupted made again.
+"""A container goes on after a dump: with its connections, thawed, and the calls that CRIU has interrupted made again.
 
 CRIU leaves its tasks with EINTR where they waited for a time (calls.py). As long as they are frozen none has seen it
 yet: each is stopped by ptrace, the cgroup thawed, and the kernel told to make the call again, or not if a signal
@@ -46,11 +46,7 @@ async def give_back(group: Cgroup) -> None:
 
 
 async def thaw(group: Cgroup) -> None:
-    """Make sure that the cgroup is not frozen, and that no dump has a connection of it in hand, or has ended a call.
-
-    One that is gone is neither.
-    """
-    await give_back(group)
+    """Make sure that the cgroup is not frozen, and that no dump has ended a call in it; one that is gone is neither."""
     if platform.machine() == "x86_64" and group.is_frozen():
         try:
             if told := await to_the_end(in_own_thread(lambda: _thaw(group))):
